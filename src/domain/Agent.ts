@@ -1,0 +1,80 @@
+/**
+ * What kind of hyperstart agent a VM runs, what that means for its stdin, and the messages whose shape depends on it.
+ *
+ * Source: PROTOCOL.md, "Agents".
+ */
+import * as Result from "effect/Result"
+import * as Schema from "effect/Schema"
+
+/** `c` once a NEXT has come; `go` once a reply came with no NEXT before it. */
+export type AgentKind = "unknown" | "c" | "go"
+
+/** How stdin is cut for one kind of agent. */
+export interface StdinRule {
+  /** Most data bytes in one message. */
+  readonly messageData: number
+  /** Most data bytes for one process before `pingsPerWindow` answered pings; without end where absent. */
+  readonly window: number
+}
+
+/**
+ * C agent: it buffers 512 bytes per process and drops what does not fit; a message over 4,096 bytes crashes it.
+ * Go agent: it dies of a header that straddles a 4,096-byte boundary, so messages are 1,024 bytes in all.
+ * Unknown: 512 bytes in all, which every agent takes.
+ */
+export const stdinRules: Readonly<Record<AgentKind, StdinRule>> = {
+  c: { messageData: 512, window: 512 },
+  go: { messageData: 1024 - 12, window: Number.POSITIVE_INFINITY },
+  unknown: { messageData: 512 - 12, window: Number.POSITIVE_INFINITY }
+}
+
+/** Answered pings after which a C agent has emptied its buffer: one loses 40 % of a fast stdin, two 1 %, three nothing. */
+export const pingsPerWindow = 4
+
+/** hyperstart's API from which exits come as ctl events, and `signalprocess` exists. */
+export const eventApi = 4244
+
+/** The API version in the reply to `version`: a big-endian u32; 0 where the agent answers something else. */
+export const apiVersionOf = (payload: Uint8Array): number =>
+  payload.length === 4
+    ? ((payload[0]! << 24) | (payload[1]! << 16) | (payload[2]! << 8) | payload[3]!) >>> 0
+    : 0
+
+const ProcessEvent = Schema.fromJsonString(
+  Schema.Struct({
+    container: Schema.String,
+    process: Schema.String,
+    event: Schema.String,
+    status: Schema.Int
+  })
+)
+/** What a ctl event 23 tells. */
+export type ProcessEvent = typeof ProcessEvent.Type
+
+const utf8 = new TextDecoder()
+const toUtf8 = new TextEncoder()
+const decode = Schema.decodeUnknownResult(ProcessEvent)
+
+/** Reads a ctl event 23; `undefined` where it is not one. */
+export const decodeProcessEvent = (payload: Uint8Array): ProcessEvent | undefined =>
+  Result.getOrUndefined(decode(utf8.decode(payload)))
+
+/** What an agent calls a process that was started without an id. */
+export const unnamedProcess = "(null)"
+
+const json = (value: unknown): Uint8Array => toUtf8.encode(JSON.stringify(value))
+
+/** `winsize` of an agent below `eventApi`, by the session's stdio sequence. */
+export const winsizeBySequence = (seq: number, row: number, column: number): Uint8Array => json({ seq, row, column })
+
+/** `winsize` of an agent of `eventApi` or later. */
+export const winsizeByProcess = (container: string, process: string, row: number, column: number): Uint8Array =>
+  json({ container, process, row, column })
+
+/** `killcontainer`: a signal for a container's init process. */
+export const killContainer = (container: string, signal: number): Uint8Array =>
+  json({ container, signal, allProcesses: false })
+
+/** `signalprocess`: a signal for an exec'ed process; agents of `eventApi` or later. */
+export const signalProcess = (container: string, process: string, signal: number): Uint8Array =>
+  json({ container, process, signal })

@@ -1,0 +1,244 @@
+/**
+ * Wire codec of the client protocol, version 2: runtimes and shims on one side, the proxy on the other.
+ * Pure: bytes in, bytes or plain data out. No socket, no session, no meaning of a payload.
+ *
+ * ```text
+ * offset  size  field
+ *      0     2  version          u16, big endian, 2
+ *      2     1  header length    u8, in 32-bit words, >= 3; what is beyond 12 bytes is skipped
+ *      3     3  reserved         zero
+ *      6     1  flags | type     high nibble (bit 0x10: error) | low nibble
+ *      7     1  opcode           u8, meaning depends on the type
+ *      8     4  payload length   u32, big endian, in bytes
+ * ```
+ *
+ * Source: PROTOCOL.md, "Client protocol".
+ */
+import * as Data from "effect/Data"
+import * as Result from "effect/Result"
+import * as Assembly from "./Assembly.ts"
+
+/** The version this codec speaks. */
+export const version = 2
+
+/** Bytes in the smallest legal header, and in every header this codec writes. */
+export const headerSize = 12
+
+/** The low nibble of byte 6. */
+export const FrameType = { command: 0, response: 1, stream: 2, notification: 3 } as const
+export type FrameType = (typeof FrameType)[keyof typeof FrameType]
+
+/** Opcodes of commands and of their responses. */
+export const Command = {
+  RegisterVM: 0,
+  UnregisterVM: 1,
+  AttachVM: 2,
+  Hyper: 3,
+  ConnectShim: 4,
+  DisconnectShim: 5,
+  Signal: 6
+} as const
+export type Command = (typeof Command)[keyof typeof Command]
+
+/** Opcodes of streams. */
+export const StreamKind = { stdin: 0, stdout: 1, stderr: 2, log: 3 } as const
+export type StreamKind = (typeof StreamKind)[keyof typeof StreamKind]
+
+/** Opcodes of notifications. */
+export const Notification = { ProcessExited: 0 } as const
+
+/** The flag of an error response. */
+export const errorFlag = 0x10
+
+/**
+ * One frame, or one piece of a stdin, stdout or stderr frame: their payloads are bytes of a stream and are handed on as
+ * they come. No piece is empty, so an empty payload is an empty frame: the end of the stream.
+ * `payload` is a view of the chunk it came in; copy it to keep it.
+ */
+export interface Frame {
+  readonly type: FrameType
+  readonly opcode: number
+  readonly inError: boolean
+  readonly payload: Uint8Array
+}
+
+/** The peer sent bytes that are not a frame it may send. Terminal for the connection. */
+export class FrameError extends Data.TaggedError("FrameError")<{
+  readonly reason: "version" | "header length" | "type" | "opcode" | "payload length"
+  readonly value: number
+  /** What would have been accepted. */
+  readonly expected: string
+}> {
+  override get message(): string {
+    return `bad frame: ${this.reason} ${this.value}, expected ${this.expected}`
+  }
+}
+
+/** The largest payloads accepted from a client, in bytes. Source: PROTOCOL.md, "Limits". */
+export interface PayloadLimits {
+  readonly hyper: number
+  /** Every other command, and a log entry. */
+  readonly command: number
+  readonly stdin: number
+}
+
+export const defaultLimits: PayloadLimits = {
+  hyper: 8 * 1024 * 1024,
+  command: 1024 * 1024,
+  stdin: 16 * 1024 * 1024
+}
+
+/** What one side accepts: the largest payload of a kind of frame, or why that kind is refused. */
+export type Policy = (type: number, opcode: number) => number | "type" | "opcode"
+
+/** What the proxy accepts from a client: commands, stdin and log entries. */
+export const fromClient =
+  (limits: PayloadLimits): Policy =>
+  (type, opcode) => {
+    if (type === FrameType.command) {
+      if (opcode > Command.Signal) return "opcode"
+      return opcode === Command.Hyper ? limits.hyper : limits.command
+    }
+    if (type !== FrameType.stream) return "type"
+    if (opcode === StreamKind.stdin) return limits.stdin
+    return opcode === StreamKind.log ? limits.command : "opcode"
+  }
+
+/** What a client accepts from the proxy: responses, stdout, stderr and notifications, of up to 16 MiB each. */
+export const fromProxy: Policy = (type, opcode) => {
+  if (type === FrameType.response) return opcode > Command.Signal ? "opcode" : 16 * 1024 * 1024
+  if (type === FrameType.notification) return opcode === Notification.ProcessExited ? 1 : "opcode"
+  if (type !== FrameType.stream) return "type"
+  return opcode === StreamKind.stdout || opcode === StreamKind.stderr ? 16 * 1024 * 1024 : "opcode"
+}
+
+/**
+ * Writes a header of 12 bytes in place, for a payload of `length` bytes that follows it or stands there already.
+ * `flags` is 0 or `errorFlag`.
+ */
+export const writeHeader = (
+  bytes: Uint8Array,
+  at: number,
+  type: FrameType,
+  opcode: number,
+  length: number,
+  flags = 0
+): void => {
+  bytes[at] = 0
+  bytes[at + 1] = version
+  bytes[at + 2] = headerSize / 4
+  bytes[at + 3] = bytes[at + 4] = bytes[at + 5] = 0
+  bytes[at + 6] = flags | type
+  bytes[at + 7] = opcode
+  bytes[at + 8] = length >>> 24
+  bytes[at + 9] = length >>> 16
+  bytes[at + 10] = length >>> 8
+  bytes[at + 11] = length
+}
+
+/** One frame in a buffer of its own, of 12 + `payload.length` bytes. */
+export const encode = (frame: Frame): Uint8Array => {
+  const out = new Uint8Array(headerSize + frame.payload.length)
+  writeHeader(out, 0, frame.type, frame.opcode, frame.payload.length, frame.inError ? errorFlag : 0)
+  out.set(frame.payload, headerSize)
+  return out
+}
+
+/** An incremental decoder; one per connection. */
+export interface Parser {
+  /**
+   * Feeds the next chunk of socket bytes and calls `onFrame` for what is now there, in order: whole frames, but stdin,
+   * stdout and stderr in pieces. A failure is terminal: the stream has lost its framing, so close it.
+   */
+  readonly push: (chunk: Uint8Array, onFrame: (frame: Frame) => void) => Result.Result<void, FrameError>
+  /** Whether the bytes so far end inside a frame. */
+  readonly midFrame: () => boolean
+}
+
+/** A `Parser` that accepts what `policy` does. Lengths are checked before anything is allocated. */
+export const makeParser = (policy: Policy): Parser => {
+  const header = new Uint8Array(headerSize)
+  let headerFilled = 0
+  const body = Assembly.make()
+  // the frame whose header has been read
+  let type: FrameType = FrameType.command
+  let opcode = 0
+  let inError = false
+  let padding = 0 // header bytes beyond 12, still to skip
+  let remaining = 0 // payload bytes still to come
+  let piecewise = false
+  let open = false
+
+  /** Takes the header at `at` for the current frame, or tells why it is not one. */
+  const readHeader = (bytes: Uint8Array, at: number): FrameError | undefined => {
+    const given = (bytes[at]! << 8) | bytes[at + 1]!
+    if (given !== version) return new FrameError({ reason: "version", value: given, expected: `${version}` })
+    const words = bytes[at + 2]!
+    if (words < headerSize / 4) return new FrameError({ reason: "header length", value: words, expected: "3 or more" })
+    const flags = bytes[at + 6]!
+    const limit = policy(flags & 0x0f, bytes[at + 7]!)
+    if (limit === "type")
+      return new FrameError({ reason: "type", value: flags & 0x0f, expected: "one this side may send" })
+    if (limit === "opcode")
+      return new FrameError({ reason: "opcode", value: bytes[at + 7]!, expected: "one this side may send" })
+    const length =
+      ((bytes[at + 8]! << 24) | (bytes[at + 9]! << 16) | (bytes[at + 10]! << 8) | bytes[at + 11]!) >>> 0
+    if (length > limit) return new FrameError({ reason: "payload length", value: length, expected: `${limit} or less` })
+    type = (flags & 0x0f) as FrameType
+    opcode = bytes[at + 7]!
+    inError = (flags & errorFlag) !== 0
+    padding = words * 4 - headerSize
+    remaining = length
+    piecewise = type === FrameType.stream && opcode !== StreamKind.log
+    open = true
+    return undefined
+  }
+
+  return {
+    midFrame: () => open || headerFilled > 0,
+    push(chunk, onFrame) {
+      const end = chunk.length
+      let offset = 0
+      for (;;) {
+        if (!open) {
+          if (headerFilled === 0 && end - offset >= headerSize) {
+            const error = readHeader(chunk, offset)
+            if (error !== undefined) return Result.fail(error)
+            offset += headerSize
+          } else {
+            while (headerFilled < headerSize && offset < end) header[headerFilled++] = chunk[offset++]!
+            if (headerFilled < headerSize) return Result.void
+            const error = readHeader(header, 0)
+            if (error !== undefined) return Result.fail(error)
+            headerFilled = 0
+          }
+        }
+        if (padding > 0) {
+          const skipped = Math.min(padding, end - offset)
+          padding -= skipped
+          offset += skipped
+          if (padding > 0) return Result.void
+        }
+        const here = Math.min(remaining, end - offset)
+        if (piecewise) {
+          if (remaining > 0 && here === 0) return Result.void
+          remaining -= here
+          open = remaining > 0
+          onFrame({ type, opcode, inError, payload: chunk.subarray(offset, offset + here) })
+        } else if (here === remaining && !body.active()) {
+          open = false
+          onFrame({ type, opcode, inError, payload: chunk.subarray(offset, offset + here) })
+        } else {
+          if (!body.active()) body.begin(remaining)
+          body.take(chunk, offset, offset + here)
+          remaining -= here
+          if (remaining > 0) return Result.void
+          open = false
+          onFrame({ type, opcode, inError, payload: body.finish() })
+        }
+        offset += here
+        if (offset === end && !open) return Result.void
+      }
+    }
+  }
+}

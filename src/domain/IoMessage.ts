@@ -1,0 +1,139 @@
+/**
+ * Wire codec of hyperstart's I/O channel, which carries every process's stdin, stdout and stderr of one VM.
+ * Pure: bytes in, bytes or plain data out.
+ *
+ * ```text
+ * offset  size  field
+ *      0     8  sequence  u64, big endian: which stream of which process
+ *      8     4  length    u32, big endian, in bytes, these 12 included
+ *     12     -  data      nothing: the end of the stream
+ * ```
+ *
+ * Its header is as long as a client frame's, so output is turned into frames in place (`ProcessOutput.ts`).
+ *
+ * Source: PROTOCOL.md, "Agent protocol".
+ */
+import * as Data from "effect/Data"
+import * as Result from "effect/Result"
+import * as Assembly from "./Assembly.ts"
+
+/** Bytes before the data. */
+export const headerSize = 12
+
+/** Largest message accepted from an agent, in bytes, header included. Source: PROTOCOL.md, "Limits". */
+export const maxMessage = 1024 * 1024
+
+/** The agent sent bytes that are not a message. Terminal for the VM: the channel has lost its framing. */
+export class IoError extends Data.TaggedError("IoError")<{ readonly length: number }> {
+  override get message(): string {
+    return `bad io message: length ${this.length}, expected ${headerSize} to ${maxMessage}`
+  }
+}
+
+/**
+ * Consecutive whole messages of one sequence, in `bytes[start..end)`. The consumer owns that range: it may rewrite it in
+ * place and forward views of it. A view keeps the whole chunk alive; copy what has to wait.
+ */
+export interface Run {
+  readonly sequence: number
+  readonly bytes: Uint8Array
+  readonly start: number
+  readonly end: number
+}
+
+/** An incremental decoder; one per channel. */
+export interface Parser {
+  /** Feeds the next chunk of socket bytes and appends the runs that are now complete to `runs`. A failure is terminal. */
+  readonly push: (chunk: Uint8Array, runs: Array<Run>) => Result.Result<void, IoError>
+}
+
+const u32 = (bytes: Uint8Array, at: number): number =>
+  ((bytes[at]! << 24) | (bytes[at + 1]! << 16) | (bytes[at + 2]! << 8) | bytes[at + 3]!) >>> 0
+
+/** The sequence number at `at`. Exact below 2^53; the proxy itself gives out small ones only. */
+const sequenceAt = (bytes: Uint8Array, at: number): number => {
+  const low = u32(bytes, at + 4)
+  return bytes[at] === 0 && bytes[at + 1] === 0 && bytes[at + 2] === 0 && bytes[at + 3] === 0
+    ? low
+    : u32(bytes, at) * 0x1_0000_0000 + low
+}
+
+/** Length of the message whose header is at `at`, in bytes, header included. */
+export const lengthAt = (bytes: Uint8Array, at: number): number => u32(bytes, at + 8)
+
+const refused = (length: number): boolean => length < headerSize || length > maxMessage
+
+/** A `Parser` with nothing half-read. */
+export const makeParser = (): Parser => {
+  const straddling = Assembly.make()
+
+  return {
+    push(chunk, runs) {
+      const end = chunk.length
+      let offset = 0
+      while (straddling.active()) {
+        offset += straddling.take(chunk, offset, end)
+        if (!straddling.complete()) return Result.void
+        const bytes = straddling.bytes()
+        const length = lengthAt(bytes, 0)
+        if (refused(length)) return Result.fail(new IoError({ length }))
+        if (length > bytes.length) {
+          straddling.extend(length)
+        } else {
+          const whole = straddling.finish()
+          runs.push({ sequence: sequenceAt(whole, 0), bytes: whole, start: 0, end: whole.length })
+        }
+      }
+      let sequence = -1
+      let start = offset
+      let length = headerSize
+      while (end - offset >= headerSize) {
+        length = lengthAt(chunk, offset)
+        if (refused(length)) return Result.fail(new IoError({ length }))
+        if (end - offset < length) break
+        const next = sequenceAt(chunk, offset)
+        if (next !== sequence) {
+          if (offset > start) runs.push({ sequence, bytes: chunk, start, end: offset })
+          sequence = next
+          start = offset
+        }
+        offset += length
+      }
+      if (offset > start) runs.push({ sequence, bytes: chunk, start, end: offset })
+      if (offset < end) {
+        straddling.begin(end - offset >= headerSize ? length : headerSize)
+        straddling.take(chunk, offset, end)
+      }
+      return Result.void
+    }
+  }
+}
+
+/**
+ * Writes the header of a message with `length` bytes of data at `at`. `sequence` is below 2^53.
+ * Data may stand after it already, or be copied there.
+ */
+export const writeHeader = (bytes: Uint8Array, at: number, sequence: number, length: number): void => {
+  const high = Math.floor(sequence / 0x1_0000_0000)
+  const total = headerSize + length
+  bytes[at] = high >>> 24
+  bytes[at + 1] = high >>> 16
+  bytes[at + 2] = high >>> 8
+  bytes[at + 3] = high
+  bytes[at + 4] = sequence >>> 24
+  bytes[at + 5] = sequence >>> 16
+  bytes[at + 6] = sequence >>> 8
+  bytes[at + 7] = sequence
+  bytes[at + 8] = total >>> 24
+  bytes[at + 9] = total >>> 16
+  bytes[at + 10] = total >>> 8
+  bytes[at + 11] = total
+}
+
+/** One message in a buffer of its own. */
+export const encode = (sequence: number, data: Uint8Array): Uint8Array => {
+  const out = new Uint8Array(headerSize + data.length)
+  writeHeader(out, 0, sequence, data.length)
+  out.set(data, headerSize)
+  return out
+}

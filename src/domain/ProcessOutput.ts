@@ -1,0 +1,90 @@
+/**
+ * One process's output on its way to its shim: io messages become client frames in place, and the end of the process is
+ * told apart from its output. Pure state; no socket.
+ *
+ * At a process's end the agent sends an empty message on the stdio sequence, then one byte of status on the same sequence,
+ * after all output of both streams. One byte before the empty message is output, and so are two or more after it.
+ *
+ * Source: PROTOCOL.md, "The end of a process".
+ */
+import * as Frame from "./Frame.ts"
+import * as IoMessage from "./IoMessage.ts"
+
+export interface ProcessOutput {
+  /** Whether the agent has said that the process's output has ended. */
+  readonly ended: () => boolean
+  /** The exit status, once it has come. Nothing comes after it. */
+  readonly status: () => number | undefined
+  /**
+   * Rewrites `run` (of this process's stdio or stderr sequence) in place and calls `emit` with the ranges of its bytes that
+   * now hold frames, in order. Returns how many bytes of data came after the status and were left out.
+   */
+  readonly rewrite: (run: IoMessage.Run, emit: (bytes: Uint8Array, start: number, end: number) => void) => number
+  /**
+   * The exit status came by another way than the io channel: an event, or a process that never started. Returns the
+   * frame to deliver, which is not due before the output has ended (`unlessEnded` says that there is none to wait for).
+   */
+  readonly exit: (status: number, unlessEnded?: "never started") => Uint8Array | undefined
+}
+
+/** ProcessExited with `status`: a frame of 13 bytes. */
+export const exitFrame = (status: number): Uint8Array =>
+  Frame.encode({
+    type: Frame.FrameType.notification,
+    opcode: Frame.Notification.ProcessExited,
+    inError: false,
+    payload: Uint8Array.of(status)
+  })
+
+/** The output of the process whose stdio sequence is `stdio`. */
+export const make = (stdio: number): ProcessOutput => {
+  let ended = false
+  let status: number | undefined
+  let early: number | undefined // a status that came before the end of the output
+
+  return {
+    ended: () => ended,
+    status: () => status,
+    rewrite({ bytes, end, sequence, start }, emit) {
+      const opcode = sequence === stdio ? Frame.StreamKind.stdout : Frame.StreamKind.stderr
+      let from = start
+      let dropped = 0
+      for (let at = start; at < end; ) {
+        const next = at + IoMessage.lengthAt(bytes, at)
+        const length = next - at - IoMessage.headerSize
+        if (status !== undefined || length === 0) {
+          // not a frame: cut it out
+          if (at > from) emit(bytes, from, at)
+          from = next
+          if (length > 0) dropped += length
+          else if (opcode === Frame.StreamKind.stdout && !ended) {
+            ended = true
+            if (early !== undefined) {
+              status = early
+              const frame = exitFrame(early)
+              emit(frame, 0, frame.length)
+            }
+          }
+        } else if (ended && length === 1 && opcode === Frame.StreamKind.stdout) {
+          status = bytes[at + IoMessage.headerSize]!
+          Frame.writeHeader(bytes, at, Frame.FrameType.notification, Frame.Notification.ProcessExited, 1)
+        } else {
+          Frame.writeHeader(bytes, at, Frame.FrameType.stream, opcode, length)
+        }
+        at = next
+      }
+      if (end > from) emit(bytes, from, end)
+      return dropped
+    },
+    exit(given, unlessEnded) {
+      if (status !== undefined || early !== undefined) return undefined
+      if (!ended && unlessEnded === undefined) {
+        early = given
+        return undefined
+      }
+      ended = true
+      status = given
+      return exitFrame(given)
+    }
+  }
+}

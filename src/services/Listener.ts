@@ -1,0 +1,28 @@
+/** Port: where clients arrive. Implemented by `layers/UnixListener.ts`. */
+import * as Context from "effect/Context"
+import type * as Effect from "effect/Effect"
+import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
+import type { Wire } from "./Wire.ts"
+
+/** The listening socket could not be opened, or broke while accepting. */
+export class ListenError extends Schema.TaggedError<ListenError>()("ListenError", {
+  reason: Schema.String
+}) {
+  override get message(): string {
+    return this.reason
+  }
+}
+
+export class Listener extends Context.Service<
+  Listener,
+  {
+    /** `unix://` and the path clients connect to: what RegisterVM and AttachVM tell. */
+    readonly url: string
+    /**
+     * Waits for the next client. Its scope owns the connection: at its end the writing side is shut down once what was
+     * written has left, and what the client still sends is read and discarded until it closes too.
+     */
+    readonly accept: Effect.Effect<(scope: Scope.Scope) => Effect.Effect<Wire>, ListenError>
+  }
+>()("cc-proxy/services/Listener") {}

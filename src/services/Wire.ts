@@ -1,0 +1,45 @@
+/** A byte pipe to one peer, and the port that opens one. Implemented by `layers/NodeWire.ts`. */
+import * as Context from "effect/Context"
+import type * as Effect from "effect/Effect"
+import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
+
+/** The peer is gone; `cause` is absent after an orderly close. */
+export class WireClosed extends Schema.TaggedError<WireClosed>()("WireClosed", {
+  peer: Schema.String,
+  cause: Schema.optional(Schema.Defect())
+}) {
+  override get message(): string {
+    return this.cause === undefined ? `${this.peer} closed the connection` : `${this.peer}: ${String(this.cause)}`
+  }
+}
+
+/**
+ * Reading waits and so slows the sender; writing does not wait, so that one slow peer holds up nobody else's fiber: whoever
+ * writes looks at `pending` first, keeps what does not fit, and waits for `drained`.
+ */
+export interface Wire {
+  /** Who is at the other end, for errors. */
+  readonly peer: string
+  /** Waits for the next bytes, 64 KiB at most. Bytes that came before a close are given out before it fails. One caller at a time. */
+  readonly pull: Effect.Effect<Uint8Array, WireClosed>
+  /**
+   * Hands chunks over, in order; the wire owns them from here on. What the kernel does not take at once stays queued here.
+   * Chunks offered while nothing is pending leave in one write each, if small ones are not joined before. Does nothing
+   * once the wire is closed.
+   */
+  readonly offer: (chunks: ReadonlyArray<Uint8Array>) => void
+  /** Bytes that the kernel has not taken yet. */
+  readonly pending: () => number
+  /** Waits until nothing is pending. Any number of callers. */
+  readonly drained: Effect.Effect<void, WireClosed>
+}
+
+/** What one end of a connection can be asked when it is over. */
+export class Dialer extends Context.Service<
+  Dialer,
+  {
+    /** Connects to a Unix socket; the scope owns the connection. */
+    readonly dial: (path: string) => Effect.Effect<Wire, WireClosed, Scope.Scope>
+  }
+>()("cc-proxy/services/Wire/Dialer") {}
