@@ -2,7 +2,7 @@
  * Collects one message of known size that straddles chunks. Pure: bytes in, bytes out.
  *
  * Memory follows what has arrived, not what a header promises: the buffer starts at 64 KiB at most and doubles, so a peer
- * that announces 16 MiB and sends one byte costs 64 KiB, and each byte is recopied at most once on average.
+ * that announces 16 MiB and sends one byte costs 64 KiB, and each byte is recopied less than twice on average.
  */
 
 /** First size of the buffer, in bytes; about one read of a socket. */

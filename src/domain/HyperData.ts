@@ -29,12 +29,8 @@ const Process = Schema.Struct({
   id: Schema.optional(Schema.NullOr(Schema.String))
 })
 
-const decodeNewContainer = Schema.decodeUnknownResult(
-  Schema.Struct({ id: Schema.NonEmptyString, process: Process })
-)
-const decodeExecCmd = Schema.decodeUnknownResult(
-  Schema.Struct({ container: Schema.NonEmptyString, process: Process })
-)
+const decodeNewContainer = Schema.decodeUnknownResult(Schema.Struct({ id: Schema.NonEmptyString, process: Process }))
+const decodeExecCmd = Schema.decodeUnknownResult(Schema.Struct({ container: Schema.NonEmptyString, process: Process }))
 
 /** What the proxy has to know of a process that is about to start. */
 export interface ProcessStart {
@@ -47,10 +43,7 @@ export interface ProcessStart {
 }
 
 /** Reads the parsed `data` of newcontainer or execcmd. */
-export const decodeStart = (
-  hyperName: string,
-  data: unknown
-): Result.Result<ProcessStart, MalformedCommand> => {
+export const decodeStart = (hyperName: string, data: unknown): Result.Result<ProcessStart, MalformedCommand> => {
   const init = hyperName === "newcontainer"
   const decoded = init
     ? Result.map(decodeNewContainer(data), ({ id, process }) => ({ container: id, process }))
@@ -83,21 +76,28 @@ export const setSequences = (
   for (const process of JsonText.membersAt(text, 0)?.get("process") ?? []) {
     const members = JsonText.membersAt(text, process.start)
     if (members === undefined) continue
-    let separator = members.empty ? "" : ","
-    for (const [key, sequence] of [["stdio", stdio], ["stderr", stderr]] as const) {
+    const missing: Array<string> = []
+    for (const [key, sequence] of [
+      ["stdio", stdio],
+      ["stderr", stderr]
+    ] as const) {
       const present = members.get(key)
       for (const range of present) {
         const value = text.slice(range.start, range.end)
         if (value !== "null" && Number(value) !== 0)
           return Result.fail(
-            new MalformedCommand({ command: hyperName, reason: `process.${key} must be 0 or absent: the proxy sets it` })
+            new MalformedCommand({
+              command: hyperName,
+              reason: `process.${key} must be 0 or absent: the proxy sets it`
+            })
           )
         if (sequence !== undefined) edits.push({ ...range, text: String(sequence) })
       }
-      if (present.length === 0 && sequence !== undefined) {
-        edits.push({ start: members.inside, end: members.inside, text: `"${key}":${sequence}${separator}` })
-        separator = ","
-      }
+      if (present.length === 0 && sequence !== undefined) missing.push(`"${key}":${sequence}`)
+    }
+    if (missing.length > 0) {
+      const text = missing.join(",") + (members.empty ? "" : ",")
+      edits.push({ start: members.inside, end: members.inside, text })
     }
   }
   return Result.succeed(JsonText.apply(data, edits))

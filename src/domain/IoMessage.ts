@@ -43,7 +43,10 @@ export interface Run {
 
 /** An incremental decoder; one per channel. */
 export interface Parser {
-  /** Feeds the next chunk of socket bytes and appends the runs that are now complete to `runs`. A failure is terminal. */
+  /**
+   * Feeds the next chunk of socket bytes and appends the runs that are now complete to `runs`. A failure is terminal; what
+   * came whole before it has been appended.
+   */
   readonly push: (chunk: Uint8Array, runs: Array<Run>) => Result.Result<void, IoError>
 }
 
@@ -89,8 +92,7 @@ export const makeParser = (): Parser => {
       let length = headerSize
       while (end - offset >= headerSize) {
         length = lengthAt(chunk, offset)
-        if (refused(length)) return Result.fail(new IoError({ length }))
-        if (end - offset < length) break
+        if (refused(length) || end - offset < length) break
         const next = sequenceAt(chunk, offset)
         if (next !== sequence) {
           if (offset > start) runs.push({ sequence, bytes: chunk, start, end: offset })
@@ -100,6 +102,7 @@ export const makeParser = (): Parser => {
         offset += length
       }
       if (offset > start) runs.push({ sequence, bytes: chunk, start, end: offset })
+      if (refused(length)) return Result.fail(new IoError({ length }))
       if (offset < end) {
         straddling.begin(end - offset >= headerSize ? length : headerSize)
         straddling.take(chunk, offset, end)

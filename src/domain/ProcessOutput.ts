@@ -49,7 +49,7 @@ export const make = (stdio: number): ProcessOutput => {
       const opcode = sequence === stdio ? Frame.StreamKind.stdout : Frame.StreamKind.stderr
       let from = start
       let dropped = 0
-      for (let at = start; at < end; ) {
+      for (let at = start; at < end;) {
         const next = at + IoMessage.lengthAt(bytes, at)
         const length = next - at - IoMessage.headerSize
         if (status !== undefined || length === 0) {

@@ -23,6 +23,6 @@ export class Listener extends Context.Service<
      * Waits for the next client. Its scope owns the connection: at its end the writing side is shut down once what was
      * written has left, and what the client still sends is read and discarded until it closes too.
      */
-    readonly accept: Effect.Effect<(scope: Scope.Scope) => Effect.Effect<Wire>, ListenError>
+    readonly accept: Effect.Effect<Effect.Effect<Wire, never, Scope.Scope>, ListenError>
   }
 >()("cc-proxy/services/Listener") {}

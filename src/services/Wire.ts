@@ -35,7 +35,6 @@ export interface Wire {
   readonly drained: Effect.Effect<void, WireClosed>
 }
 
-/** What one end of a connection can be asked when it is over. */
 export class Dialer extends Context.Service<
   Dialer,
   {

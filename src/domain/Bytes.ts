@@ -1,0 +1,18 @@
+/** What is done with byte views in more than one place. */
+
+/** Joins parts in a buffer of its own. */
+export const concat = (parts: ReadonlyArray<Uint8Array>): Uint8Array => {
+  let size = 0
+  for (const part of parts) size += part.length
+  const out = new Uint8Array(size)
+  let at = 0
+  for (const part of parts) {
+    out.set(part, at)
+    at += part.length
+  }
+  return out
+}
+
+/** `bytes` in a shape to keep: a view that holds more than twice its own size alive is copied. */
+export const keep = (bytes: Uint8Array): Uint8Array =>
+  bytes.length * 2 < bytes.buffer.byteLength ? bytes.slice() : bytes

@@ -1,0 +1,26 @@
+/** The daemon's one loop: every client that arrives is served in a fiber and a scope of its own. */
+import * as Effect from "effect/Effect"
+import * as FiberSet from "effect/FiberSet"
+import * as Client from "./Client.ts"
+import { Listener, type ListenError } from "./Listener.ts"
+import type { Sessions } from "./Sessions.ts"
+import type { VmRegistry } from "./VmRegistry.ts"
+
+/** Serves clients until it is interrupted, which ends them all, or the listening socket breaks. */
+export const serve: Effect.Effect<never, ListenError, Listener | Sessions | VmRegistry> = Effect.gen(function* () {
+  const listener = yield* Listener
+  const run = yield* FiberSet.makeRuntime<Listener | Sessions | VmRegistry>()
+  let count = 0
+  for (;;) {
+    const connection = yield* listener.accept
+    const client = ++count
+    run(
+      connection.pipe(
+        Effect.tap(() => Effect.logDebug("client connected")),
+        Effect.flatMap(Client.serve),
+        Effect.scoped,
+        Effect.annotateLogs({ client })
+      )
+    )
+  }
+}).pipe(Effect.scoped)

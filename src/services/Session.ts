@@ -1,0 +1,365 @@
+/**
+ * One process's I/O session: a token, two sequence numbers, the shim that has claimed the token at the moment, the output
+ * that waits for it, and the stdin that waits for the process. Its VM owns it; it outlives any number of shims.
+ *
+ * Output and stdin pass through without an effect of their own: whoever brings a batch calls `deliver` and `flush`, or `feed`.
+ */
+import * as Effect from "effect/Effect"
+import * as Schema from "effect/Schema"
+import type * as Agent from "../domain/Agent.ts"
+import * as Bytes from "../domain/Bytes.ts"
+import { redactToken } from "../domain/ClientCommand.ts"
+import type { ProcessStart } from "../domain/HyperData.ts"
+import * as IoMessage from "../domain/IoMessage.ts"
+import * as ProcessOutput from "../domain/ProcessOutput.ts"
+import * as Condition from "./Condition.ts"
+import type { VmLost } from "./CtlChannel.ts"
+import type { Wire } from "./Wire.ts"
+
+/** What a token cannot be used for, and why. */
+export class SessionError extends Schema.TaggedError<SessionError>()("SessionError", { reason: Schema.String }) {
+  override get message(): string {
+    return this.reason
+  }
+}
+
+/** The shim's connection, as its session sees it. */
+export interface Shim {
+  readonly wire: Wire
+  /** Ends the connection, by half-close. */
+  readonly end: (reason: string) => void
+}
+
+/**
+ * `idle`: nothing asked, or the last start failed. `waiting`: a start waits for the shim or for its turn. `written`: the
+ * agent has been asked. `started`: it has said ACK. Output may come, and end, before the ACK.
+ */
+export type Phase = "idle" | "waiting" | "written" | "started"
+
+export interface Session {
+  readonly token: string
+  /** Sequence number of stdin and stdout; stderr's is the next one. */
+  readonly stdio: number
+  readonly state: () => SessionState
+  /** Suspends until a test of the state holds; asked again at every change. */
+  readonly until: Condition.Condition["until"]
+
+  /** Gives the session to a shim. Its output is not sent before `attach`: the response comes first. */
+  readonly claim: (shim: Shim) => SessionError | undefined
+  /** Sends what has waited for the shim that claimed, and from now on what comes. */
+  readonly attach: (shim: Shim) => void
+  /** The shim's connection has ended. What it did not take is kept for the next. */
+  readonly release: (shim: Shim) => void
+  /** Sends what waits, once the shim's wire has drained. Run it in the shim's scope, after `attach`. */
+  readonly drain: (shim: Shim) => Effect.Effect<never, never>
+
+  /** Reserves the session for one process. */
+  readonly begin: (start: ProcessStart) => SessionError | undefined
+  readonly written: () => void
+  /** What became of the start: it runs, or another may be tried. */
+  readonly settled: (started: boolean) => void
+  /**
+   * Ends a process that nothing has been written for, with status 0. False where it is too late for that.
+   */
+  readonly killUnstarted: () => boolean
+
+  /** Takes the ownership of a run of output. Follow it with `flush`, once a batch. Returns bytes dropped after the end. */
+  readonly deliver: (run: IoMessage.Run) => number
+  readonly flush: () => void
+  /** The exit status, told by an event. */
+  readonly exit: (status: number) => void
+  /** Bytes of output that wait. */
+  readonly backlog: () => number
+
+  /** Takes stdin, or its end where `data` is empty. A view is copied if it has to wait. */
+  readonly feed: (data: Uint8Array) => void
+  /** Bytes of stdin that wait. */
+  readonly unfed: () => number
+  /** Takes up to `size` bytes of messages for the agent, in a buffer of its own; `undefined` where none may be sent now. */
+  readonly takeStdin: (rule: Agent.StdinRule, size: number) => Uint8Array | undefined
+  /** Whether stdin waits for nothing but a new window. */
+  readonly needsWindow: () => boolean
+  readonly openWindow: () => void
+
+  /** The shim has said goodbye, or nobody may come back: drops what waits. */
+  readonly close: (reason: string) => void
+  /** The VM is gone: what was received is still delivered. */
+  readonly lose: (lost: VmLost) => void
+}
+
+export interface SessionState {
+  readonly phase: Phase
+  readonly process: ProcessStart | undefined
+  readonly shim: Shim | undefined
+  /** Whether the shim has had the answer to its claim. */
+  readonly attached: boolean
+  readonly outputEnded: boolean
+  readonly status: number | undefined
+  /** Why nothing can be waited for any more. */
+  readonly over: SessionError | VmLost | undefined
+}
+
+/** Most bytes handed to a shim's wire at once while it is behind: what may have to be sent again stays small. */
+const sliceSize = 64 * 1024
+
+/** What a session tells its VM, inside the call that caused it. */
+export interface Hooks {
+  /** Stdin may have become sendable. */
+  readonly stdin: (session: Session) => void
+  readonly firstOutput: () => void
+  readonly exited: (status: number) => void
+}
+
+/** A session with its token and its stdio sequence number. */
+export const make = (token: string, stdio: number, hooks: Hooks): Session => {
+  const changed = Condition.make()
+  const output = ProcessOutput.make(stdio)
+  let phase: Phase = "idle"
+  let process: ProcessStart | undefined
+  let shim: Shim | undefined
+  let attached = false
+  let over: SessionError | VmLost | undefined
+  let heard = false
+
+  // output: the batch that is being delivered, what waits, and the last that was handed over
+  let open: { readonly bytes: Uint8Array; readonly start: number; end: number } | undefined
+  let batch: Array<Uint8Array> = []
+  let outbox: Array<Uint8Array> = []
+  let outboxSize = 0
+  let handed: ReadonlyArray<Uint8Array> = []
+
+  // stdin
+  let inbox: Array<Uint8Array> = []
+  let inboxSize = 0
+  let inboxAt = 0 // bytes of inbox[0] already taken
+  let eof: "none" | "waiting" | "sent" = "none"
+  let window = Number.POSITIVE_INFINITY
+
+  const emit = (bytes: Uint8Array, start: number, end: number) => {
+    if (open !== undefined && open.bytes === bytes && open.end === start) {
+      open.end = end
+      return
+    }
+    seal()
+    open = { bytes, start, end }
+  }
+
+  const seal = () => {
+    if (open === undefined) return
+    batch.push(open.start === 0 && open.end === open.bytes.length ? open.bytes : open.bytes.subarray(open.start, open.end))
+    open = undefined
+  }
+
+  const enqueue = (bytes: Uint8Array) => {
+    outbox.push(bytes)
+    outboxSize += bytes.length
+  }
+
+  const hand = (slice: ReadonlyArray<Uint8Array>) => {
+    const wire = shim!.wire
+    wire.offer(slice)
+    handed = wire.pending() > 0 ? slice : []
+  }
+
+  /** Takes what waits, up to a slice, but one chunk at least. */
+  const takeSlice = (): ReadonlyArray<Uint8Array> => {
+    let count = 0
+    let size = 0
+    do size += outbox[count++]!.length
+    while (count < outbox.length && size + outbox[count]!.length <= sliceSize)
+    outboxSize -= size
+    return outbox.splice(0, count)
+  }
+
+  const flush = () => {
+    seal()
+    const wire = attached ? shim!.wire : undefined
+    if (wire !== undefined && outbox.length === 0 && wire.pending() === 0) {
+      if (batch.length > 0) hand(batch)
+      batch = []
+      return
+    }
+    if (batch.length > 0) enqueue(batch.length === 1 ? Bytes.keep(batch[0]!) : Bytes.concat(batch))
+    batch = []
+    if (wire !== undefined) while (outbox.length > 0 && wire.pending() === 0) hand(takeSlice())
+    changed.notify()
+  }
+
+  const wake = () => {
+    if (phase === "started" && over === undefined && (inboxSize > 0 || eof === "waiting")) hooks.stdin(self)
+  }
+
+  const self: Session = {
+    token,
+    stdio,
+    state: () => ({
+      phase,
+      process,
+      shim,
+      attached,
+      outputEnded: output.ended(),
+      status: output.status(),
+      over
+    }),
+    until: changed.until,
+
+    claim(candidate) {
+      if (shim !== undefined) return new SessionError({ reason: `token already claimed: ${redactToken(token)}` })
+      shim = candidate
+      changed.notify()
+      return undefined
+    },
+    attach(candidate) {
+      if (shim !== candidate) return
+      attached = true
+      flush()
+      changed.notify()
+    },
+    release(candidate) {
+      if (shim !== candidate) return
+      if (attached && candidate.wire.pending() > 0) {
+        // the kernel did not take all of the last slice, so the shim cannot have read it to its end
+        outbox.unshift(...handed)
+        for (const bytes of handed) outboxSize += bytes.length
+      }
+      handed = []
+      shim = undefined
+      attached = false
+      changed.notify()
+    },
+    drain: (candidate) =>
+      Effect.gen(function* () {
+        for (;;) {
+          yield* changed.until(() => outbox.length > 0)
+          yield* Effect.catch(candidate.wire.drained, () => Effect.never)
+          flush()
+        }
+      }),
+
+    begin(start) {
+      if (over !== undefined || output.status() !== undefined)
+        return new SessionError({ reason: `process of token ${redactToken(token)} was killed before its start` })
+      if (phase !== "idle")
+        return new SessionError({ reason: `token already used: ${redactToken(token)} has started a process` })
+      phase = "waiting"
+      process = start
+      return undefined
+    },
+    written() {
+      phase = "written"
+      changed.notify()
+    },
+    settled(started) {
+      phase = started ? "started" : "idle"
+      changed.notify()
+      wake()
+    },
+    killUnstarted() {
+      if (phase === "written" || phase === "started") return false
+      const frame = output.exit(0, "never started")
+      if (frame !== undefined) {
+        enqueue(frame)
+        // the response to the signal follows, so this leaves now: 13 bytes, even to a shim that is behind
+        if (attached) hand(takeSlice())
+        changed.notify()
+      }
+      return true
+    },
+
+    deliver(run) {
+      if (!heard) {
+        heard = true
+        hooks.firstOutput()
+      }
+      const running = output.status() === undefined
+      const dropped = output.rewrite(run, emit)
+      const status = output.status()
+      if (running && status !== undefined) hooks.exited(status)
+      return dropped
+    },
+    flush,
+    exit(status) {
+      const frame = output.exit(status)
+      if (frame === undefined) return
+      emit(frame, 0, frame.length)
+      flush()
+      hooks.exited(status)
+    },
+    backlog: () => outboxSize,
+
+    feed(data) {
+      if (eof !== "none" || output.status() !== undefined) return
+      if (data.length === 0) {
+        eof = "waiting"
+      } else {
+        inbox.push(data)
+        inboxSize += data.length
+      }
+      wake()
+      // what has not been taken by now waits
+      const last = inbox.length - 1
+      if (last >= 0 && inbox[last] === data && (last > 0 || inboxAt === 0)) inbox[last] = Bytes.keep(data)
+    },
+    unfed: () => inboxSize,
+    takeStdin(rule, size) {
+      if (phase !== "started" || over !== undefined) return undefined
+      if (window > rule.window) window = rule.window
+      const overhead = IoMessage.headerSize
+      const most = Math.min(inboxSize, window)
+      const messages = Math.ceil(most / rule.messageData)
+      const out = new Uint8Array(Math.min(size, most + (messages + 1) * overhead))
+      let at = 0
+      while (inboxSize > 0 && window > 0) {
+        const length = Math.min(rule.messageData, inboxSize, window)
+        if (at + overhead + length > out.length) break
+        IoMessage.writeHeader(out, at, stdio, length)
+        at += overhead
+        for (let left = length; left > 0; ) {
+          const head = inbox[0]!
+          const taken = Math.min(left, head.length - inboxAt)
+          out.set(head.subarray(inboxAt, inboxAt + taken), at)
+          at += taken
+          left -= taken
+          inboxAt += taken
+          if (inboxAt === head.length) {
+            inbox.shift()
+            inboxAt = 0
+          }
+        }
+        inboxSize -= length
+        window -= length
+      }
+      if (inboxSize === 0 && eof === "waiting" && at + overhead <= out.length) {
+        IoMessage.writeHeader(out, at, stdio, 0)
+        at += overhead
+        eof = "sent"
+      }
+      if (at === 0) return undefined
+      changed.notify()
+      return out.subarray(0, at)
+    },
+    needsWindow: () => inboxSize > 0 && window === 0,
+    openWindow() {
+      window = Number.POSITIVE_INFINITY
+    },
+
+    close(reason) {
+      over ??= new SessionError({ reason })
+      outbox = []
+      outboxSize = 0
+      batch = []
+      open = undefined
+      inbox = []
+      inboxSize = 0
+      inboxAt = 0
+      changed.notify()
+    },
+    lose(lost) {
+      over ??= lost
+      inbox = []
+      inboxSize = 0
+      changed.notify()
+    }
+  }
+  return self
+}

@@ -1,0 +1,70 @@
+/** Every session of the daemon, by its token: what a shim claims, and what a start names. */
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Result from "effect/Result"
+import * as Schema from "effect/Schema"
+import { redactToken, type Signal } from "../domain/ClientCommand.ts"
+import type { Session, SessionError, Shim } from "./Session.ts"
+import { TokenSource } from "./TokenSource.ts"
+
+/** No session has this token: it never had one, or the session has ended. Shows a short prefix only. */
+export class UnknownToken extends Schema.TaggedError<UnknownToken>()("UnknownToken", { prefix: Schema.String }) {
+  override get message(): string {
+    return `unknown token: ${this.prefix}`
+  }
+}
+
+/** A session and what its VM does for it. */
+export interface SessionEntry<E = unknown> {
+  readonly session: Session
+  /** `containerId` of its VM, as registered. */
+  readonly vm: string
+  /** Sends a checked signal, or a terminal size, to the process. Waits until the process has started. */
+  readonly signal: (signal: Signal) => Effect.Effect<void, E>
+  /** The shim has said goodbye: ends the session for good. */
+  readonly close: () => void
+}
+
+/** What a signal may fail with: an error whose message is meant for the shim. */
+export interface Told {
+  readonly message: string
+}
+
+export class Sessions extends Context.Service<
+  Sessions,
+  {
+    /** A new token. */
+    readonly token: () => string
+    readonly add: (entry: SessionEntry<Told>) => void
+    readonly find: (token: string) => Result.Result<SessionEntry<Told>, UnknownToken>
+    readonly claim: (token: string, shim: Shim) => Result.Result<SessionEntry<Told>, UnknownToken | SessionError>
+    readonly forget: (token: string) => void
+    readonly size: () => number
+  }
+>()("cc-proxy/services/Sessions") {
+  static readonly layer = Layer.effect(
+    Sessions,
+    Effect.map(TokenSource, ({ next }) => {
+      const entries = new Map<string, SessionEntry<Told>>()
+      const find = (token: string): Result.Result<SessionEntry<Told>, UnknownToken> => {
+        const entry = entries.get(token)
+        return entry === undefined
+          ? Result.fail(new UnknownToken({ prefix: redactToken(token) }))
+          : Result.succeed(entry)
+      }
+      return Sessions.of({
+        token: next,
+        add: (entry) => void entries.set(entry.session.token, entry),
+        find,
+        claim: (token, shim) =>
+          Result.flatMap(find(token), (entry): Result.Result<SessionEntry<Told>, SessionError> => {
+            const refused = entry.session.claim(shim)
+            return refused === undefined ? Result.succeed(entry) : Result.fail(refused)
+          }),
+        forget: (token) => void entries.delete(token),
+        size: () => entries.size
+      })
+    })
+  )
+}

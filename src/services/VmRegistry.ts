@@ -1,0 +1,184 @@
+/** The VMs that clients see, by the id they were registered with; and every VM's scope. */
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as FiberSet from "effect/FiberSet"
+import * as Layer from "effect/Layer"
+import * as Schema from "effect/Schema"
+import * as Scope from "effect/Scope"
+import type { RegisterVM } from "../domain/ClientCommand.ts"
+import * as Condition from "./Condition.ts"
+import { type ConnectFailed, Hyperstart } from "./Hyperstart.ts"
+import { Sessions } from "./Sessions.ts"
+import { Settings } from "./Settings.ts"
+import * as Vm from "./Vm.ts"
+
+/** No VM has this id. */
+export class UnknownContainer extends Schema.TaggedError<UnknownContainer>()("UnknownContainer", {
+  id: Schema.String
+}) {
+  override get message(): string {
+    return `unknown containerID: ${this.id}`
+  }
+}
+
+/** A VM has this id already, or is just being registered with it. */
+export class AlreadyRegistered extends Schema.TaggedError<AlreadyRegistered>()("AlreadyRegistered", {
+  id: Schema.String
+}) {
+  override get message(): string {
+    return `${this.id}: container already registered`
+  }
+}
+
+/** A client asked for fewer than no tokens, or for more than one command may have. */
+export class BadTokenCount extends Schema.TaggedError<BadTokenCount>()("BadTokenCount", {
+  count: Schema.Number,
+  limit: Schema.Number
+}) {
+  override get message(): string {
+    return `numIOStreams must be between 0 and ${this.limit}, got ${this.count}`
+  }
+}
+
+/** Most ids remembered after their loss; the oldest are forgotten first. */
+const maxLostIds = 10_000
+
+/** A VM, and the tokens asked for. */
+export interface Attached {
+  readonly vm: Vm.Vm
+  readonly tokens: ReadonlyArray<string>
+}
+
+export class VmRegistry extends Context.Service<
+  VmRegistry,
+  {
+    /** Connects to a VM; nobody else sees it before its agent is ready. A failure, or an interruption, frees the id. */
+    readonly register: (
+      command: RegisterVM
+    ) => Effect.Effect<Attached, AlreadyRegistered | BadTokenCount | ConnectFailed>
+    readonly attach: (id: string, count: number) => Effect.Effect<Attached, UnknownContainer | BadTokenCount>
+    /** Hides a VM. What is attached to it goes on; its sockets are closed when it is gone. */
+    readonly unregister: (id: string) => Effect.Effect<void, UnknownContainer>
+    /** Completes when a VM has been registered and has come to its end: pod mode's only one. */
+    readonly podEnded: Effect.Effect<void>
+  }
+>()("cc-proxy/services/VmRegistry") {
+  static readonly make = Effect.gen(function* () {
+    const settings = yield* Settings
+    const clock = yield* Clock.Clock
+    const scope = yield* Effect.scope
+    const services = yield* Effect.context<Hyperstart | Sessions>()
+    const run = yield* FiberSet.makeRuntime<never>()
+    const changed = Condition.make()
+    const lostIdMillis = Duration.toMillis(settings.lostIdTimeout)
+
+    const vms = new Map<string, Vm.Vm | "registering">()
+    /** Ids lost before they were unregistered, oldest first, with the time to forget them at. */
+    const lostIds = new Map<string, { readonly unregister: () => void; readonly until: number }>()
+    let ended = 0
+    let unregistered = 0
+
+    const forgetOldIds = () => {
+      const now = clock.currentTimeMillisUnsafe()
+      for (const [id, { until }] of lostIds) {
+        if (until > now && lostIds.size <= maxLostIds) break
+        lostIds.delete(id)
+      }
+    }
+
+    const rememberLost = (id: string, unregister: () => void, until: number) => {
+      lostIds.delete(id) // to the end of the order
+      lostIds.set(id, { unregister, until })
+      forgetOldIds()
+    }
+
+    const checkCount = (count: number) =>
+      count < 0 || count > settings.maxTokens
+        ? Effect.fail(new BadTokenCount({ count, limit: settings.maxTokens }))
+        : Effect.void
+
+    /** A VM's whole life after its registration. */
+    const live = (vm: Vm.Vm, vmScope: Scope.Closeable) =>
+      vm.lost.pipe(
+        Effect.andThen(
+          Effect.sync(() => {
+            if (vms.get(vm.id) !== vm) return
+            vms.delete(vm.id)
+            rememberLost(vm.id, vm.unregister, clock.currentTimeMillisUnsafe() + lostIdMillis)
+          })
+        ),
+        Effect.forkChild({ startImmediately: true }),
+        Effect.andThen(vm.run),
+        Effect.ensuring(Scope.close(vmScope, Exit.void)),
+        Effect.ensuring(
+          Effect.sync(() => {
+            const remembered = lostIds.get(vm.id)
+            // keep the id, not the VM
+            if (remembered?.unregister === vm.unregister) lostIds.set(vm.id, { ...remembered, unregister: () => {} })
+            ended++
+            changed.notify()
+          })
+        )
+      )
+
+    const register = Effect.fnUntraced(function* (command: RegisterVM) {
+      const id = command.containerId
+      const count = command.numIOStreams ?? 0
+      yield* checkCount(count)
+      if (vms.has(id)) return yield* new AlreadyRegistered({ id })
+      vms.set(id, "registering")
+      lostIds.delete(id)
+      const vmScope = yield* Scope.fork(scope)
+      const vm = yield* Vm.make(id, {
+        ctl: command.ctlSerial,
+        io: command.ioSerial,
+        console: command.console ?? undefined
+      }).pipe(
+        Scope.provide(vmScope),
+        Effect.provide(services),
+        Effect.onExit((exit) =>
+          Exit.isSuccess(exit)
+            ? Effect.void
+            : Effect.sync(() => vms.delete(id)).pipe(Effect.andThen(Scope.close(vmScope, exit)))
+        )
+      )
+      vms.set(id, vm)
+      const tokens = vm.allocate(count)
+      run(live(vm, vmScope))
+      return { vm, tokens }
+    })
+
+    const attach = Effect.fnUntraced(function* (id: string, count: number) {
+      yield* checkCount(count)
+      const vm = vms.get(id)
+      if (vm === undefined || vm === "registering") return yield* new UnknownContainer({ id })
+      return { vm, tokens: vm.allocate(count) }
+    })
+
+    const unregister = Effect.fnUntraced(function* (id: string) {
+      forgetOldIds()
+      const vm = vms.get(id) ?? lostIds.get(id)
+      if (vm === undefined || vm === "registering") return yield* new UnknownContainer({ id })
+      vms.delete(id)
+      lostIds.delete(id)
+      vm.unregister()
+      unregistered++
+      changed.notify()
+    })
+
+    const podEnded = Effect.gen(function* () {
+      yield* changed.until(() => ended > 0)
+      yield* Effect.timeoutOption(
+        changed.until(() => unregistered > 0),
+        settings.orphanTimeout
+      )
+    })
+
+    return VmRegistry.of({ register, attach, unregister, podEnded })
+  })
+
+  static readonly layer = Layer.effect(VmRegistry, VmRegistry.make)
+}
