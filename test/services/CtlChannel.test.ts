@@ -1,0 +1,329 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Effect, Fiber, Layer } from "effect"
+import { TestClock } from "effect/testing"
+import * as CtlMessage from "../../src/domain/CtlMessage.ts"
+import * as CtlChannel from "../../src/services/CtlChannel.ts"
+import { defaults, Settings } from "../../src/services/Settings.ts"
+import * as MemoryWire from "../support/MemoryWire.ts"
+
+const { Code } = CtlMessage
+const none = new Uint8Array(0)
+const bytes = (text: string) => new TextEncoder().encode(text)
+const text = (payload: Uint8Array) => new TextDecoder().decode(payload)
+
+/** A channel, and the agent's end of it. What the proxy wrote is in `written`, one entry a command. */
+const open = Effect.gen(function* () {
+  const { a, b } = MemoryWire.pair("vm.ctl", "proxy")
+  const written: Array<{ readonly code: number; readonly text: string }> = []
+  const events: Array<{ readonly code: number; readonly text: string }> = []
+  const channel = yield* CtlChannel.make(a, (code, payload) => {
+    events.push({ code, text: text(payload) })
+    return undefined
+  })
+  yield* Effect.forkScoped(Effect.ignore(channel.run), { startImmediately: true })
+  const parser = CtlMessage.makeParser()
+  yield* Effect.forkScoped(
+    Effect.gen(function* () {
+      for (;;) parser.push(yield* b.pull, (code, payload) => written.push({ code, text: text(payload) }))
+    }).pipe(Effect.ignore),
+    { startImmediately: true }
+  )
+  const say = (code: number, payload: Uint8Array = none) => b.offer([CtlMessage.encode(code, payload)])
+  const ask = (command: keyof typeof Code, payload: Uint8Array = none) =>
+    Effect.forkChild(channel.request({ command, code: Code[command], payload }), { startImmediately: true })
+  return { channel, wire: b, written, events, say, ask }
+})
+
+const ready = Effect.tap(open, ({ say }) => Effect.sync(() => say(Code.ready)))
+const codes = (written: ReadonlyArray<{ readonly code: number }>) => written.map(({ code }) => code)
+
+describe("CtlChannel", () => {
+  it.effect("is ready once the agent has said READY", () =>
+    Effect.gen(function* () {
+      const { channel, say } = yield* open
+      const waiting = yield* Effect.forkChild(channel.ready, { startImmediately: true })
+      assert.isUndefined(waiting.pollUnsafe())
+      say(Code.ready)
+      yield* Fiber.join(waiting)
+    })
+  )
+
+  for (const [name, code] of [
+    ["ACK", Code.ack],
+    ["ERROR", Code.error],
+    ["an event", Code.processEvent]
+  ] as const)
+    it.effect(`fails at once when ${name} stands in place of READY`, () =>
+      Effect.gen(function* () {
+        const { channel, say } = yield* open
+        say(code)
+        const error = yield* Effect.flip(channel.ready)
+        assert.match(error.message, /in place of READY/)
+      })
+    )
+
+  it.effect("gives an ACK's payload to whoever asked, and an ERROR's text as a failure", () =>
+    Effect.gen(function* () {
+      const { ask, say } = yield* ready
+      const first = yield* ask("readfile")
+      say(Code.ack, bytes("contents"))
+      assert.strictEqual(text(yield* Fiber.join(first)), "contents")
+      const second = yield* ask("startpod")
+      say(Code.error, bytes("no such thing"))
+      const error = yield* Effect.flip(Fiber.join(second))
+      assert.strictEqual(error.message, "agent refused startpod: no such thing")
+      const third = yield* ask("startpod")
+      say(Code.error)
+      assert.strictEqual((yield* Effect.flip(Fiber.join(third))).message, "agent refused startpod")
+    })
+  )
+
+  it.effect("writes one command at a time, in the order in which they were asked", () =>
+    Effect.gen(function* () {
+      const { ask, channel, say, written } = yield* ready
+      const fibers = [yield* ask("startpod"), yield* ask("ping"), yield* ask("winsize")]
+      assert.deepStrictEqual(codes(written), [Code.startpod])
+      assert.strictEqual(channel.waiting(), 2)
+      say(Code.ack, bytes("1"))
+      assert.deepStrictEqual(codes(written), [Code.startpod, Code.ping])
+      say(Code.ack, bytes("2"))
+      say(Code.ack, bytes("3"))
+      const replies = yield* Effect.forEach(fibers, (fiber) => Fiber.join(fiber))
+      assert.deepStrictEqual(replies.map(text), ["1", "2", "3"])
+      assert.deepStrictEqual(codes(written), [Code.startpod, Code.ping, Code.winsize])
+    })
+  )
+
+  it.effect("ignores NEXT, and tells a C agent by it and a Go agent by its absence", () =>
+    Effect.gen(function* () {
+      const c = yield* ready
+      assert.strictEqual(c.channel.kind(), "unknown")
+      const asked = yield* c.ask("ping")
+      c.say(Code.next, Uint8Array.of(0, 0, 0, 8))
+      assert.isUndefined(asked.pollUnsafe())
+      c.say(Code.ack)
+      yield* Fiber.join(asked)
+      assert.strictEqual(c.channel.kind(), "c")
+
+      const go = yield* ready
+      const ping = yield* go.ask("ping")
+      go.say(Code.ack)
+      yield* Fiber.join(ping)
+      assert.strictEqual(go.channel.kind(), "go")
+    })
+  )
+
+  it.effect("takes no event for a reply", () =>
+    Effect.gen(function* () {
+      const { ask, events, say } = yield* ready
+      const asked = yield* ask("ping")
+      say(Code.processEvent, bytes("{}"))
+      say(Code.signalprocess, bytes("[]"))
+      say(Code.ack, bytes("mine"))
+      assert.strictEqual(text(yield* Fiber.join(asked)), "mine")
+      assert.deepStrictEqual(events, [
+        { code: 23, text: "{}" },
+        { code: 24, text: "[]" }
+      ])
+    })
+  )
+
+  it.effect("drops a reply that nobody waits for, and a second READY", () =>
+    Effect.gen(function* () {
+      const { ask, say } = yield* ready
+      say(Code.ack, bytes("stray"))
+      say(Code.ready)
+      const asked = yield* ask("ping")
+      say(Code.ack, bytes("mine"))
+      assert.strictEqual(text(yield* Fiber.join(asked)), "mine")
+    })
+  )
+
+  it.effect("withdraws a command whose client leaves before it is written, and finishes one that is", () =>
+    Effect.gen(function* () {
+      const { ask, say, written } = yield* ready
+      const leaver = yield* ask("startpod")
+      const early = yield* ask("winsize")
+      const third = yield* ask("ping")
+      yield* Fiber.interrupt(early)
+      yield* Fiber.interrupt(leaver)
+      say(Code.ack, bytes("for the one that left"))
+      assert.deepStrictEqual(codes(written), [Code.startpod, Code.ping])
+      say(Code.ack, bytes("mine"))
+      assert.strictEqual(text(yield* Fiber.join(third)), "mine")
+    })
+  )
+
+  it.effect("refuses a command over the limit without writing it, and takes one at the limit", () =>
+    Effect.gen(function* () {
+      const { ask, say, written } = yield* ready
+      const error = yield* Effect.flip(Fiber.join(yield* ask("writefile", new Uint8Array(93))))
+      assert.strictEqual(error.message, "writefile is too large: 101 bytes, the limit is 100")
+      assert.deepStrictEqual(written, [])
+      const asked = yield* ask("writefile", new Uint8Array(92))
+      say(Code.ack)
+      yield* Fiber.join(asked)
+    }).pipe(Effect.provide(Layer.succeed(Settings, { ...defaults, maxCtlCommand: 100 })))
+  )
+
+  describe("when the agent does not answer", () => {
+    it.effect("fails the command after its deadline, counted from its write", () =>
+      Effect.gen(function* () {
+        const { ask, channel, say } = yield* ready
+        const first = yield* ask("startpod")
+        yield* TestClock.adjust("50 seconds")
+        say(Code.ack)
+        yield* Fiber.join(first)
+        const second = yield* ask("ping")
+        yield* TestClock.adjust("59 seconds")
+        assert.isUndefined(second.pollUnsafe())
+        assert.isFalse(channel.suspect())
+        yield* TestClock.adjust("1 seconds")
+        assert.strictEqual(
+          (yield* Effect.flip(Fiber.join(second))).message,
+          "timeout: no reply from the agent: ping, 1m"
+        )
+        assert.isTrue(channel.suspect())
+      })
+    )
+
+    it.effect("fails the commands behind it by their own deadlines, unwritten", () =>
+      Effect.gen(function* () {
+        const { ask, written } = yield* ready
+        yield* ask("startpod")
+        yield* TestClock.adjust("10 seconds")
+        const second = yield* ask("winsize")
+        yield* TestClock.adjust("50 seconds")
+        assert.isUndefined(second.pollUnsafe())
+        yield* TestClock.adjust("10 seconds")
+        assert.strictEqual(
+          (yield* Effect.flip(Fiber.join(second))).message,
+          "timeout: the agent is busy with an earlier command: winsize, 1m"
+        )
+        assert.notInclude(codes(written), Code.winsize)
+      })
+    )
+
+    it.effect("drops the late reply and gives the next command its own", () =>
+      Effect.gen(function* () {
+        const { ask, channel, say, written } = yield* ready
+        const first = yield* ask("startpod")
+        yield* TestClock.adjust("60 seconds")
+        yield* Effect.flip(Fiber.join(first))
+        const second = yield* ask("readfile")
+        assert.deepStrictEqual(codes(written), [Code.startpod, Code.ping])
+        say(Code.ack, bytes("late"))
+        assert.deepStrictEqual(codes(written), [Code.startpod, Code.ping])
+        say(Code.ack) // the ping's
+        assert.deepStrictEqual(codes(written), [Code.startpod, Code.ping, Code.readfile])
+        assert.isFalse(channel.suspect())
+        say(Code.ack, bytes("mine"))
+        assert.strictEqual(text(yield* Fiber.join(second)), "mine")
+      })
+    )
+
+    it.effect("goes on when a ping has exactly one reply: the command was dropped by the agent", () =>
+      Effect.gen(function* () {
+        const { ask, channel, say, written } = yield* ready
+        const lost: Array<string> = []
+        const first = yield* Effect.forkChild(
+          channel.request({
+            command: "startpod",
+            code: Code.startpod,
+            payload: none,
+            onReply: (reply) => void lost.push(reply)
+          }),
+          { startImmediately: true }
+        )
+        yield* TestClock.adjust("60 seconds")
+        yield* Effect.flip(Fiber.join(first))
+        const second = yield* ask("readfile")
+        say(Code.ack)
+        yield* TestClock.adjust("99 millis")
+        assert.deepStrictEqual(codes(written), [Code.startpod, Code.ping])
+        yield* TestClock.adjust("1 millis")
+        assert.deepStrictEqual(codes(written), [Code.startpod, Code.ping, Code.readfile])
+        assert.deepStrictEqual(lost, ["lost"])
+        say(Code.ack, bytes("mine"))
+        assert.strictEqual(text(yield* Fiber.join(second)), "mine")
+      })
+    )
+
+    it.effect("tells a late reply by its payload, and waits for the ping's", () =>
+      Effect.gen(function* () {
+        const { ask, channel, say, written } = yield* ready
+        const replies: Array<string> = []
+        yield* Effect.forkChild(
+          Effect.ignore(
+            channel.request({
+              command: "startpod",
+              code: Code.startpod,
+              payload: none,
+              onReply: (reply) => void replies.push(reply)
+            })
+          ),
+          { startImmediately: true }
+        )
+        yield* TestClock.adjust("60 seconds")
+        yield* ask("readfile")
+        say(Code.error, bytes("late refusal"))
+        yield* TestClock.adjust("100 millis")
+        assert.deepStrictEqual(codes(written), [Code.startpod, Code.ping, Code.ping])
+        say(Code.ack)
+        say(Code.ack)
+        assert.strictEqual(codes(written).at(-1), Code.readfile)
+        assert.deepStrictEqual(replies, ["error"])
+      })
+    )
+
+    it.effect("asks again with growing pauses", () =>
+      Effect.gen(function* () {
+        const { ask, written } = yield* ready
+        yield* ask("startpod")
+        yield* TestClock.adjust("60 seconds")
+        const pings = () => codes(written).filter((code) => code === Code.ping).length
+        assert.strictEqual(pings(), 1)
+        yield* TestClock.adjust("1 seconds")
+        assert.strictEqual(pings(), 2)
+        yield* TestClock.adjust("1 seconds")
+        assert.strictEqual(pings(), 2)
+        yield* TestClock.adjust("1 seconds")
+        assert.strictEqual(pings(), 3)
+        yield* TestClock.adjust("10 minutes")
+        assert.isAtMost(pings(), 20)
+      })
+    )
+
+    it.effect("ends its resynchronisation with the VM", () =>
+      Effect.gen(function* () {
+        const { ask, channel, wire } = yield* ready
+        yield* ask("startpod")
+        yield* TestClock.adjust("60 seconds")
+        const behind = yield* ask("ping")
+        wire.close()
+        assert.match((yield* Effect.flip(Fiber.join(behind))).message, /^VM lost/)
+        yield* channel.ended
+      })
+    )
+  })
+
+  it.effect("fails what is under way, and all that comes later, when the channel ends", () =>
+    Effect.gen(function* () {
+      const { ask, wire } = yield* ready
+      const inFlight = yield* ask("startpod")
+      const waiting = yield* ask("ping")
+      wire.close()
+      for (const fiber of [inFlight, waiting, yield* ask("ping")])
+        assert.match((yield* Effect.flip(Fiber.join(fiber))).message, /^VM lost: ctl: vm.ctl closed the connection/)
+    })
+  )
+
+  it.effect("ends at a message of impossible length", () =>
+    Effect.gen(function* () {
+      const { ask, wire } = yield* ready
+      const asked = yield* ask("startpod")
+      wire.offer([Uint8Array.of(0, 0, 0, 9, 0, 0, 0, 7)])
+      assert.match((yield* Effect.flip(Fiber.join(asked))).message, /bad ctl message: length 7/)
+    })
+  )
+})
