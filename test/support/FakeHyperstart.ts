@@ -98,7 +98,7 @@ export class FakeHyperstart extends Context.Service<
           sockets,
           commands: [],
           stdin: [],
-          until: changed.until,
+          until: (test) => Effect.andThen(changed.until(test), Effect.yieldNow),
           ctl: (code, payload = none) => wires.ctl.b.offer([CtlMessage.encode(code, payload)]),
           io: (sequence, data) =>
             wires.io.b.offer([IoMessage.encode(sequence, typeof data === "string" ? text.encode(data) : data)]),

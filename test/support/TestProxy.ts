@@ -131,7 +131,7 @@ export class TestProxy extends Context.Service<
             client.send(opcode, payload)
             const at = asked - 1
             return Effect.map(
-              changed.until(() => client.responses().length > at),
+              client.until(() => client.responses().length > at),
               () => client.responses()[at]!
             )
           }),
@@ -154,7 +154,8 @@ export class TestProxy extends Context.Service<
               payload: typeof data === "string" ? text.encode(data) : data
             })
           ),
-        until: changed.until,
+        // the test goes on in a turn of its own, not inside the call that made its condition hold
+        until: (test) => Effect.andThen(changed.until(test), Effect.yieldNow),
         output: (stream = "stdout") =>
           utf8.decode(Bytes.concat(received.filter(({ type }) => type === stream).map(({ payload }) => payload))),
         status: () => received.find(({ type }) => type === "exit")?.payload[0],

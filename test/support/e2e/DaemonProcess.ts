@@ -14,8 +14,9 @@ import * as Raw from "./RawBytes.ts"
 import * as RawClient from "./RawClient.ts"
 import { happened, until } from "./Wait.ts"
 
-/** What `node scripts/build.mjs` makes. */
-export const binary = fileURLToPath(new URL("../../../dist/cc-proxy", import.meta.url))
+/** What `node scripts/build.mjs` makes, or another build that CC_PROXY_BINARY names. */
+export const binary =
+  process.env["CC_PROXY_BINARY"] ?? fileURLToPath(new URL("../../../dist/cc-proxy", import.meta.url))
 
 export interface Exit {
   readonly code: number | null
@@ -31,7 +32,7 @@ export interface Options {
   readonly directory?: string
   /** Descriptors that the child gets as 3, 4, … */
   readonly descriptors?: ReadonlyArray<number>
-  /** A shell command line that ends by becoming the daemon, `"$@"`. */
+  /** A shell command line that ends by becoming the daemon: `exec "$0" "$@"`. */
   readonly shell?: string
 }
 
@@ -93,6 +94,13 @@ export class Child {
   get log(): ReadonlyArray<Logfmt.LogRecord> {
     const whole = this.stderr.slice(0, this.stderr.lastIndexOf("\n") + 1)
     return whole.split("\n").filter(Boolean).map(Logfmt.parse)
+  }
+
+  /** Waits for a warning or worse in the log. */
+  get warned(): Effect.Effect<boolean> {
+    return until("a warning in the log", () =>
+      this.log.some((record) => /^(?:warn|error)/.test(record.get("level") ?? ""))
+    )
   }
 
   /** Open file descriptors. */

@@ -1,0 +1,421 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Effect, Fiber } from "effect"
+import { TestClock } from "effect/testing"
+import { Command } from "../../src/domain/Frame.ts"
+import * as CtlMessage from "../../src/domain/CtlMessage.ts"
+import { ack, likeC, refuse, type Respond, silence } from "../support/FakeHyperstart.ts"
+import { execCmd, newContainer, register, running, shimFor } from "../support/Pod.ts"
+import { TestProxy } from "../support/TestProxy.ts"
+
+const { Code } = CtlMessage
+const redacted = "token-…"
+const call = <A, E>(effect: Effect.Effect<A, E>) => Effect.forkChild(effect, { startImmediately: true })
+const version = (api: number) => {
+  const payload = new Uint8Array(4)
+  new DataView(payload.buffer).setUint32(0, api)
+  return payload
+}
+/** A C agent of API `api`. */
+const hyperstart = (api: number): Respond =>
+  likeC(({ code }) => ack(code === Code.version ? version(api) : new Uint8Array(0)))
+
+describe("starting a process", () => {
+  it.effect("gives tokens the numbers 3 and 4, 5 and 6, and leaves the rest of the data alone", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, tokens } = yield* register("a", 2)
+      yield* shimFor(tokens[0])
+      yield* shimFor(tokens[1])
+      yield* runtime.ask(
+        Command.Hyper,
+        `{"hyperName":"newcontainer","tokens":["${tokens[0]}"],"data":{"id":"c1", "limit":9223372036854775807,"process":{"stdio":0,"args":["x"]}}}`
+      )
+      yield* runtime.ask(Command.Hyper, execCmd(tokens[1], { terminal: true, args: ["y"] }))
+      assert.deepStrictEqual(
+        agent.commands.map(({ text }) => text),
+        [
+          '{"id":"c1", "limit":9223372036854775807,"process":{"stderr":4,"stdio":3,"args":["x"]}}',
+          '{"container":"c1","process":{"stdio":5,"terminal":true,"args":["y"]}}'
+        ]
+      )
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("gives processes without a token to the null session, any number of them, and discards their output", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, tokens } = yield* register("a", 1)
+      const shim = yield* shimFor(tokens[0])
+      yield* runtime.ask(Command.Hyper, newContainer(undefined))
+      yield* runtime.ask(Command.Hyper, execCmd(undefined, { terminal: true }))
+      assert.deepStrictEqual(
+        agent.commands.map(({ text }) => text),
+        [
+          '{"id":"c1","process":{"stdio":1,"stderr":2}}',
+          '{"container":"c1","process":{"stdio":1,"terminal":true}}'
+        ]
+      )
+      agent.io(1, "nobody hears this")
+      agent.exit(1, 0)
+      yield* runtime.ask(Command.Hyper, execCmd(tokens[0]))
+      agent.io(3, "heard")
+      yield* shim.until(() => shim.output() === "heard")
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("refuses numbers from the client, a missing process, two tokens, and tokens where none are taken", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, tokens } = yield* register("a", 2)
+      yield* shimFor(tokens[0])
+      assert.match(
+        yield* runtime.refused(Command.Hyper, newContainer(tokens[0], { stdio: 7 })),
+        /process.stdio must be 0 or absent/
+      )
+      assert.match(
+        yield* runtime.refused(Command.Hyper, newContainer(undefined, { stderr: 7 })),
+        /process.stderr must be 0 or absent/
+      )
+      assert.match(
+        yield* runtime.refused(Command.Hyper, { hyperName: "execcmd", tokens: [tokens[0]], data: { container: "c1" } }),
+        /^malformed execcmd command/
+      )
+      assert.match(yield* runtime.refused(Command.Hyper, { hyperName: "newcontainer" }), /^malformed newcontainer command/)
+      assert.strictEqual(
+        yield* runtime.refused(Command.Hyper, { ...newContainer(undefined), tokens }),
+        "expected 0 or 1 token, got 2"
+      )
+      assert.strictEqual(
+        yield* runtime.refused(Command.Hyper, { hyperName: "ping", tokens }),
+        "ping doesn't need tokens but 2 token(s) were given"
+      )
+      assert.deepStrictEqual(agent.commands, [])
+      yield* runtime.ask(Command.Hyper, newContainer(tokens[0]))
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("refuses unknown tokens, and those of another VM, and shows none of them whole", () =>
+    Effect.gen(function* () {
+      const a = yield* register("a", 1)
+      const b = yield* register("b", 1)
+      assert.strictEqual(
+        yield* a.runtime.refused(Command.Hyper, newContainer("0123456789012345678901234567890123456789012=")),
+        "unknown token: 012345…"
+      )
+      assert.strictEqual(yield* a.runtime.refused(Command.Hyper, newContainer("short")), "unknown token: …")
+      assert.strictEqual(
+        yield* a.runtime.refused(Command.Hyper, newContainer(b.tokens[0])),
+        `unknown token: ${redacted}`
+      )
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("waits for the shim, and holds no turn meanwhile", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, tokens } = yield* register("a", 1)
+      const start = yield* call(runtime.ask(Command.Hyper, newContainer(tokens[0])))
+      const other = yield* (yield* TestProxy).connect
+      yield* other.ask(Command.AttachVM, { containerId: "a" })
+      yield* other.ask(Command.Hyper, { hyperName: "ping" })
+      assert.strictEqual(agent.commands.length, 1)
+      yield* shimFor(tokens[0])
+      yield* Fiber.join(start)
+      assert.strictEqual(agent.commands.length, 2)
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("gives up after 30 s without a shim, and may be tried again", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, tokens } = yield* register("a", 1)
+      const start = yield* call(runtime.refused(Command.Hyper, newContainer(tokens[0])))
+      yield* TestClock.adjust("29 seconds")
+      assert.isUndefined(start.pollUnsafe())
+      yield* TestClock.adjust("1 seconds")
+      assert.strictEqual(yield* Fiber.join(start), `timeout waiting for shim with token ${redacted}, 30s`)
+      assert.deepStrictEqual(agent.commands, [])
+      yield* shimFor(tokens[0])
+      yield* runtime.ask(Command.Hyper, newContainer(tokens[0]))
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("is not sent when its client leaves while it waits", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, tokens } = yield* register("a", 1)
+      const leaver = yield* (yield* TestProxy).connect
+      yield* leaver.ask(Command.AttachVM, { containerId: "a" })
+      leaver.send(Command.Hyper, newContainer(tokens[0]))
+      leaver.leave()
+      yield* shimFor(tokens[0])
+      yield* runtime.ask(Command.Hyper, newContainer(tokens[0], {}, "another"))
+      assert.deepStrictEqual(
+        agent.commands.map(({ text }) => JSON.parse(text).id),
+        ["another"]
+      )
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("leaves the token usable when the agent refuses, and not when it has started", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, tokens } = yield* register("a", 1)
+      yield* shimFor(tokens[0])
+      agent.respond = () => refuse("no")
+      assert.strictEqual(
+        yield* runtime.refused(Command.Hyper, newContainer(tokens[0])),
+        "agent refused newcontainer: no"
+      )
+      agent.respond = () => ack()
+      yield* runtime.ask(Command.Hyper, newContainer(tokens[0]))
+      assert.strictEqual(
+        yield* runtime.refused(Command.Hyper, execCmd(tokens[0])),
+        `token already used: ${redacted} has started a process`
+      )
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+})
+
+describe("signals", () => {
+  it.effect("reach a container's init process by killcontainer", () =>
+    Effect.gen(function* () {
+      const { agent, shim } = yield* running("a")
+      yield* shim.ask(Command.Signal, { signalNumber: 15 })
+      yield* shim.ask(Command.Signal, { signalNumber: 0, columns: 0, rows: null })
+      assert.deepStrictEqual(
+        agent.commands.slice(1).map(({ code, text }) => [code, text]),
+        [
+          [Code.killcontainer, '{"container":"c1","signal":15,"allProcesses":false}'],
+          [Code.killcontainer, '{"container":"c1","signal":0,"allProcesses":false}']
+        ]
+      )
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("are checked", () =>
+    Effect.gen(function* () {
+      const { shim } = yield* running("a")
+      for (const signalNumber of [-1, 31, 64])
+        assert.strictEqual(
+          yield* shim.refused(Command.Signal, { signalNumber }),
+          `invalid signal number ${signalNumber}`
+        )
+      assert.match(yield* shim.refused(Command.Signal, { signalNumber: 28, columns: 80 }), /terminal size is invalid/)
+      assert.match(yield* shim.refused(Command.Signal, { signalNumber: 15, rows: 1 }), /received a terminal size/)
+      yield* shim.ask(Command.Signal, { signalNumber: 30 })
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("wait for the process to start, in order, and hold up nothing else", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, tokens } = yield* register("a", 1)
+      const shim = yield* shimFor(tokens[0])
+      shim.send(Command.Signal, { signalNumber: 28, columns: 80, rows: 24 })
+      shim.send(Command.Signal, { signalNumber: 10 })
+      yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+      assert.strictEqual(shim.responses().length, 1)
+      yield* runtime.ask(Command.Hyper, newContainer(tokens[0]))
+      yield* shim.until(() => shim.responses().length === 3)
+      assert.deepStrictEqual(
+        agent.commands.slice(2).map(({ code, text }) => [code, text]),
+        [
+          [Code.winsize, '{"seq":3,"row":24,"column":80}'],
+          [Code.killcontainer, '{"container":"c1","signal":10,"allProcesses":false}']
+        ]
+      )
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("give up after 30 s without a process", () =>
+    Effect.gen(function* () {
+      const { tokens } = yield* register("a", 1)
+      const shim = yield* shimFor(tokens[0])
+      const signal = yield* call(shim.refused(Command.Signal, { signalNumber: 1 }))
+      yield* TestClock.adjust("29 seconds")
+      assert.isUndefined(signal.pollUnsafe())
+      yield* TestClock.adjust("1 seconds")
+      assert.strictEqual(yield* Fiber.join(signal), "timeout waiting for the process to start, 30s")
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  for (const signalNumber of [9, 15])
+    it.effect(`end a process before its start with status 0, then the response: ${signalNumber}`, () =>
+      Effect.gen(function* () {
+        const { agent, runtime, tokens } = yield* register("a", 1, { respond: () => silence })
+        const shim = yield* shimFor(tokens[0])
+        const other = yield* (yield* TestProxy).connect
+        yield* other.ask(Command.AttachVM, { containerId: "a" })
+        other.send(Command.Hyper, { hyperName: "ping" })
+        // the agent is busy with the ping, so the start waits for its turn
+        const start = yield* call(runtime.refused(Command.Hyper, newContainer(tokens[0])))
+        yield* shim.ask(Command.Signal, { signalNumber })
+        assert.deepStrictEqual(
+          shim.received.map(({ payload, type }) => [type, ...payload]),
+          [["response"], ["exit", 0], ["response"]]
+        )
+        assert.match(yield* Fiber.join(start), /was killed before its start$/)
+        agent.ctl(Code.ack)
+        assert.match(yield* runtime.refused(Command.Hyper, newContainer(tokens[0])), /was killed before its start$/)
+        assert.deepStrictEqual(
+          agent.commands.map(({ code }) => code),
+          [Code.ping]
+        )
+      }).pipe(Effect.provide(TestProxy.layer()))
+    )
+
+  it.effect("wait for the ACK where the start has been written", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, tokens } = yield* register("a", 1, { respond: () => silence })
+      const shim = yield* shimFor(tokens[0])
+      const start = yield* call(runtime.ask(Command.Hyper, newContainer(tokens[0])))
+      const signal = yield* call(shim.ask(Command.Signal, { signalNumber: 9 }))
+      yield* Effect.yieldNow
+      assert.strictEqual(agent.commands.length, 1)
+      agent.respond = () => ack()
+      agent.ctl(Code.ack)
+      yield* Fiber.join(start)
+      yield* Fiber.join(signal)
+      assert.strictEqual(agent.commands[1]?.code, Code.killcontainer)
+      assert.isUndefined(shim.status())
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("end the process with status 0 where the start that had been written fails", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, tokens } = yield* register("a", 1, { respond: () => silence })
+      const shim = yield* shimFor(tokens[0])
+      const start = yield* call(runtime.refused(Command.Hyper, newContainer(tokens[0])))
+      const signal = yield* call(shim.ask(Command.Signal, { signalNumber: 9 }))
+      agent.ctl(Code.error)
+      yield* Fiber.join(start)
+      yield* Fiber.join(signal)
+      assert.strictEqual(shim.status(), 0)
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("are refused once the process has ended", () =>
+    Effect.gen(function* () {
+      const { agent, shim } = yield* running("a")
+      agent.exit(3, 1)
+      yield* shim.until(() => shim.status() === 1)
+      assert.strictEqual(
+        yield* shim.refused(Command.Signal, { signalNumber: 9 }),
+        "the process has already ended"
+      )
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  describe("for a process started by execcmd", () => {
+    const exec = Effect.fnUntraced(function* (api: number | "go", id?: string, init: object = { id: "init" }) {
+      const pod = yield* running("a", api === "go" ? {} : { respond: hyperstart(api) }, init)
+      const shim = yield* shimFor(pod.tokens[1])
+      yield* pod.runtime.ask(Command.Hyper, execCmd(pod.tokens[1], id === undefined ? {} : { id }))
+      pod.agent.commands.splice(0)
+      return { ...pod, shim }
+    })
+
+    it.effect("are refused where the agent has no way to send them", () =>
+      Effect.gen(function* () {
+        const { agent, shim } = yield* exec(4242, "e")
+        assert.match(yield* shim.refused(Command.Signal, { signalNumber: 9 }), /cannot signal a process started by execcmd/)
+        assert.match(yield* shim.refused(Command.Signal, { signalNumber: 9 }), /cannot signal/)
+        assert.deepStrictEqual(
+          agent.commands.map(({ code }) => code),
+          [Code.version]
+        )
+      }).pipe(Effect.provide(TestProxy.layer()))
+    )
+
+    it.effect("are refused by a Go agent without asking it for its version", () =>
+      Effect.gen(function* () {
+        const { agent, shim } = yield* exec("go", "e")
+        yield* shim.refused(Command.Signal, { signalNumber: 9 })
+        assert.deepStrictEqual(agent.commands, [])
+      }).pipe(Effect.provide(TestProxy.layer()))
+    )
+
+    it.effect("go by signalprocess to an agent that knows it, asked for its version once", () =>
+      Effect.gen(function* () {
+        const { agent, shim } = yield* exec(4244, "e")
+        shim.send(Command.Signal, { signalNumber: 9 })
+        shim.send(Command.Signal, { signalNumber: 28, columns: 80, rows: 24 })
+        yield* shim.until(() => shim.responses().length === 3)
+        assert.deepStrictEqual(
+          agent.commands.map(({ code, text }) => [code, text]),
+          [
+            [Code.version, ""],
+            [Code.signalprocess, '{"container":"c1","process":"e","signal":9}'],
+            [Code.winsize, '{"container":"c1","process":"e","row":24,"column":80}']
+          ]
+        )
+      }).pipe(Effect.provide(TestProxy.layer()))
+    )
+
+    it.effect("are refused where any process of the VM was started without an id", () =>
+      Effect.gen(function* () {
+        const { agent, shim } = yield* exec(4244, "e", {})
+        assert.match(yield* shim.refused(Command.Signal, { signalNumber: 9 }), /was started without/)
+        assert.match(
+          yield* shim.refused(Command.Signal, { signalNumber: 28, columns: 80, rows: 24 }),
+          /was started without/
+        )
+        assert.deepStrictEqual(
+          agent.commands.map(({ code }) => code),
+          [Code.version]
+        )
+      }).pipe(Effect.provide(TestProxy.layer()))
+    )
+
+    it.effect("take an agent that refuses to tell its version for an old one", () =>
+      Effect.gen(function* () {
+        const { agent, shim } = yield* exec(4242, "e")
+        agent.respond = likeC(({ code }) => (code === Code.version ? refuse() : ack()))
+        yield* shim.ask(Command.Signal, { signalNumber: 28, columns: 80, rows: 24 })
+        assert.strictEqual(agent.commands.at(-1)?.text, '{"seq":5,"row":24,"column":80}')
+      }).pipe(Effect.provide(TestProxy.layer()))
+    )
+  })
+})
+
+describe("exits that come as events", () => {
+  const finished = (process: string, status: number, container = "c1") =>
+    new TextEncoder().encode(JSON.stringify({ container, process, event: "finished", status }))
+
+  it.effect("are delivered after the end of the output, whichever comes first", () =>
+    Effect.gen(function* () {
+      const { agent, shim } = yield* running("a", {}, { id: "init" })
+      agent.io(3, "last words")
+      agent.ctl(Code.processEvent, finished("init", 9))
+      yield* shim.until(() => shim.output() === "last words")
+      assert.isUndefined(shim.status())
+      agent.io(4, "and stderr")
+      agent.io(3, "")
+      yield* shim.until(() => shim.status() === 9)
+      assert.deepStrictEqual(
+        shim.received.map(({ type }) => type),
+        ["response", "stdout", "stderr", "exit"]
+      )
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("find a process without an id: the one whose output has ended, else the container's init", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, shim, tokens } = yield* running("a")
+      const second = yield* shimFor(tokens[1])
+      yield* runtime.ask(Command.Hyper, execCmd(tokens[1]))
+      agent.io(5, "")
+      yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+      agent.ctl(Code.processEvent, finished("(null)", 2))
+      yield* second.until(() => second.status() === 2)
+      agent.ctl(Code.processEvent, finished("(null)", 3))
+      agent.io(3, "")
+      yield* shim.until(() => shim.status() === 3)
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("harm nothing where they make no sense", () =>
+    Effect.gen(function* () {
+      const { agent, runtime } = yield* running("a", {}, { id: "init" })
+      agent.ctl(Code.processEvent, finished("init", 1, "no such container"))
+      agent.ctl(Code.processEvent, new TextEncoder().encode("not json"))
+      agent.ctl(Code.processEvent, new TextEncoder().encode('{"container":"c1","process":"init","event":"x","status":1}'))
+      agent.ctl(Code.signalprocess)
+      agent.ctl(99)
+      yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+})
