@@ -1,0 +1,317 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Bytes, Effect } from "effect"
+import { TestClock } from "effect/testing"
+import { Command } from "../../src/domain/Frame.ts"
+import * as CtlMessage from "../../src/domain/CtlMessage.ts"
+import { ack, type FakeAgent, likeC, silence } from "../support/FakeHyperstart.ts"
+import { execCmd, newContainer, register, running, shimFor } from "../support/Pod.ts"
+import { TestProxy } from "../support/TestProxy.ts"
+
+const { Code } = CtlMessage
+const text = new TextDecoder()
+
+/** All that one process has read so far, and the sizes of the messages it came in. */
+const stdinOf = (agent: FakeAgent, sequence: number) => {
+  const messages = agent.stdin.filter((message) => message.sequence === sequence).map(({ data }) => data)
+  return { bytes: Bytes.concat(messages), sizes: messages.map(({ length }) => length) }
+}
+
+/** Bytes that tell where they stand. */
+const pattern = (size: number, seed = 0): Uint8Array =>
+  Uint8Array.from({ length: size }, (_, at) => ((at + seed) * 31 + (at >> 8)) & 0xff)
+
+describe("output", () => {
+  it.effect("reaches its shim as frames, stdout and stderr apart, the status last and nothing after it", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, shim } = yield* running("a")
+      agent.io(3, "out 1")
+      agent.io(4, "err")
+      agent.io(3, "out 2")
+      agent.io(3, "x") // one byte before the end is output
+      agent.io(3, "")
+      agent.io(4, "late err")
+      agent.io(3, "two bytes are output still")
+      agent.io(3, Uint8Array.of(7))
+      agent.io(3, "nobody hears this")
+      yield* shim.until(() => shim.status() !== undefined)
+      yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+      assert.deepStrictEqual(
+        shim.received.slice(1).map(({ text, type }) => [type, text]),
+        [
+          ["stdout", "out 1"],
+          ["stderr", "err"],
+          ["stdout", "out 2"],
+          ["stdout", "x"],
+          ["stderr", "late err"],
+          ["stdout", "two bytes are output still"],
+          ["exit", "\u0007"]
+        ]
+      )
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("may come, and end, before the agent's ACK", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, tokens } = yield* register("a", 1, { respond: () => silence })
+      const shim = yield* shimFor(tokens[0])
+      runtime.send(Command.Hyper, newContainer(tokens[0]))
+      yield* agent.until(() => agent.commands.length === 1)
+      agent.io(3, "quick")
+      agent.exit(3, 3)
+      yield* shim.until(() => shim.status() === 3)
+      agent.ctl(Code.ack)
+      yield* runtime.until(() => runtime.responses().length === 2)
+      assert.strictEqual(shim.output(), "quick")
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("waits for a shim that is away, and is delivered, once, to the next one, any number of times", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, shim, token } = yield* running("a")
+      agent.io(3, "first;")
+      yield* shim.until(() => shim.output() === "first;")
+      shim.leave()
+      for (const round of ["second;", "third;", "fourth;"]) {
+        yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+        agent.io(3, round)
+        const next = yield* shimFor(token)
+        yield* next.until(() => next.output() === round)
+        assert.strictEqual(next.received[0]?.type, "response")
+        next.leave()
+      }
+      yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+      agent.exit(3, 9)
+      yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+      const last = yield* shimFor(token)
+      yield* last.until(() => last.status() === 9)
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("of a slow shim waits up to the limit, then its VM's output pauses, and goes on by itself", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, shim, tokens } = yield* running("a")
+      const second = yield* shimFor(tokens[1])
+      yield* runtime.ask(Command.Hyper, execCmd(tokens[1]))
+      shim.stopReading()
+      for (let i = 0; i < 10; i++) agent.io(3, pattern(100, i * 100))
+      agent.io(5, "beside it")
+      yield* second.until(() => second.output() === "beside it")
+      for (let i = 10; i < 12; i++) agent.io(3, pattern(100, i * 100))
+      agent.io(5, "; behind it")
+      yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+      assert.strictEqual(second.output(), "beside it")
+      shim.readAgain()
+      yield* second.until(() => second.output() === "beside it; behind it")
+      agent.exit(3, 0)
+      yield* shim.until(() => shim.status() === 0)
+      const received = Bytes.concat(shim.received.filter(({ type }) => type === "stdout").map(({ payload }) => payload))
+      assert.deepStrictEqual(received, Bytes.concat(Array.from({ length: 12 }, (_, i) => pattern(100, i * 100))))
+    }).pipe(Effect.provide(TestProxy.layer({ outboxLimit: 1200 })))
+  )
+
+  it.effect("that a shim has not taken when it dies is sent again to the next", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, shim, token } = yield* running("a")
+      shim.stopReading()
+      agent.io(3, "not ")
+      agent.io(3, "taken")
+      yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+      shim.leave(new Error("EPIPE"))
+      yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+      const next = yield* shimFor(token)
+      yield* next.until(() => next.output() === "not taken")
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("for a sequence that nobody has harms nothing", () =>
+    Effect.gen(function* () {
+      const { agent, shim } = yield* running("a")
+      agent.io(99, "who?")
+      agent.io(2 ** 40, "who?")
+      agent.io(3, "heard")
+      yield* shim.until(() => shim.output() === "heard")
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+})
+
+describe("claims", () => {
+  it.effect("hold while the shim is connected, and show only a prefix of the token", () =>
+    Effect.gen(function* () {
+      const { shim, token } = yield* running("a")
+      const { connect } = yield* TestProxy
+      const second = yield* connect
+      assert.strictEqual(yield* second.refused(Command.ConnectShim, { token }), "token already claimed: token-…")
+      assert.strictEqual(yield* second.refused(Command.ConnectShim, { token: "x".repeat(44) }), "unknown token: xxxxxx…")
+      assert.match(yield* shim.refused(Command.ConnectShim, { token }), /claimed a token already/)
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("end with DisconnectShim, which forgets the token and drops what the process still writes", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, shim, token } = yield* running("a")
+      shim.send(Command.DisconnectShim, {})
+      yield* shim.until(() => shim.ended())
+      assert.strictEqual(shim.responses().length, 1)
+      agent.io(3, "nobody hears this")
+      const next = yield* (yield* TestProxy).connect
+      assert.match(yield* next.refused(Command.ConnectShim, { token }), /^unknown token/)
+      const { io } = yield* runtime.ask(Command.AttachVM, { containerId: "a", numIOStreams: 1 })
+      yield* shimFor(io.tokens[0])
+      yield* runtime.ask(Command.Hyper, execCmd(io.tokens[0]))
+      assert.strictEqual(agent.commands.at(-1)?.text, '{"container":"c1","process":{"stdio":7,"stderr":8}}')
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+})
+
+describe("stdin", () => {
+  it.effect("waits for the ACK, then comes in order, its end once and last", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, tokens } = yield* register("a", 1, { respond: () => silence })
+      const shim = yield* shimFor(tokens[0])
+      shim.stdin("first ")
+      runtime.send(Command.Hyper, newContainer(tokens[0]))
+      yield* agent.until(() => agent.commands.length === 1)
+      shim.stdin("second")
+      shim.stdin("")
+      shim.stdin("after the end")
+      shim.stdin("")
+      yield* (yield* (yield* TestProxy).connect).refused(Command.AttachVM, { containerId: "x" })
+      assert.deepStrictEqual(agent.stdin, [])
+      agent.ctl(Code.ack)
+      yield* agent.until(() => agent.stdin.length === 2)
+      assert.deepStrictEqual(
+        agent.stdin.map(({ data, sequence }) => [sequence, text.decode(data)]),
+        [
+          [3, "first second"],
+          [3, ""]
+        ]
+      )
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("comes to a Go agent in messages of 1,024 bytes in all, across frames", () =>
+    Effect.gen(function* () {
+      const { agent, shim } = yield* running("a")
+      const sent = pattern(200_000)
+      shim.stdin(sent)
+      yield* agent.until(() => stdinOf(agent, 3).bytes.length === sent.length)
+      const { bytes, sizes } = stdinOf(agent, 3)
+      assert.deepStrictEqual(bytes, sent)
+      assert.strictEqual(Math.max(...sizes), 1012)
+      assert.isTrue(sizes.slice(0, -1).every((size) => size === 1012))
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("waits in memory while the agent does not read, and is written in pieces of 32 KiB at most", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, shim } = yield* running("a")
+      agent.stopReading()
+      const sent = pattern(100_000)
+      shim.stdin(sent)
+      yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+      assert.deepStrictEqual(agent.stdin, [])
+      agent.readAgain()
+      yield* agent.until(() => stdinOf(agent, 3).bytes.length === sent.length)
+      assert.deepStrictEqual(stdinOf(agent, 3).bytes, sent)
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("beyond the limit leaves the shim unread, and nothing is lost", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, tokens } = yield* register("a", 1)
+      const shim = yield* shimFor(tokens[0])
+      const sent = pattern(10_000)
+      for (let at = 0; at < sent.length; at += 500) shim.stdin(sent.subarray(at, at + 500))
+      shim.stdin("")
+      shim.send(Command.Signal, { signalNumber: 1 }) // behind stdin that is not read yet
+      yield* runtime.ask(Command.Hyper, newContainer(tokens[0]))
+      yield* agent.until(() => agent.stdin.at(-1)?.data.length === 0)
+      assert.deepStrictEqual(stdinOf(agent, 3).bytes, sent)
+      yield* shim.until(() => shim.responses().length === 2)
+    }).pipe(Effect.provide(TestProxy.layer({ stdinLimit: 1000 })))
+  )
+
+  describe("of a C agent", () => {
+    it.effect("comes 512 bytes at a time, with four answered pings between, and none after the last", () =>
+      Effect.gen(function* () {
+        const { agent, shim } = yield* running("a", { respond: likeC(() => ack()) })
+        const order: Array<string> = []
+        const respond = agent.respond
+        agent.respond = (command) => {
+          order.push(command.code === Code.ping ? `ping after ${stdinOf(agent, 3).bytes.length}` : "?")
+          return respond(command)
+        }
+        const sent = pattern(1100)
+        shim.stdin(sent)
+        shim.stdin("")
+        yield* agent.until(() => agent.stdin.at(-1)?.data.length === 0)
+        assert.deepStrictEqual(stdinOf(agent, 3), { bytes: sent, sizes: [512, 512, 76, 0] })
+        assert.deepStrictEqual(order, [
+          ...Array.from({ length: 4 }, () => "ping after 512"),
+          ...Array.from({ length: 4 }, () => "ping after 1024")
+        ])
+      }).pipe(Effect.provide(TestProxy.layer()))
+    )
+
+    it.effect("waits for each ping's answer before the next", () =>
+      Effect.gen(function* () {
+        const { agent, shim } = yield* running("a", { respond: likeC(() => ack()) })
+        agent.respond = () => silence
+        shim.stdin(pattern(513))
+        const pings = () => agent.commands.filter(({ code }) => code === Code.ping).length
+        for (let answered = 1; answered <= 4; answered++) {
+          yield* agent.until(() => pings() === answered)
+          assert.deepStrictEqual(stdinOf(agent, 3).sizes, [512])
+          agent.ctl(Code.ack)
+        }
+        yield* agent.until(() => agent.stdin.length === 2)
+        assert.strictEqual(pings(), 4)
+      }).pipe(Effect.provide(TestProxy.layer()))
+    )
+
+    it.effect("costs no ping while somebody types", () =>
+      Effect.gen(function* () {
+        const { agent, shim } = yield* running("a", { respond: likeC(() => ack()) })
+        for (const key of "exit\n") shim.stdin(key)
+        shim.stdin("")
+        yield* agent.until(() => agent.stdin.at(-1)?.data.length === 0)
+        assert.strictEqual(text.decode(stdinOf(agent, 3).bytes), "exit\n")
+        assert.deepStrictEqual(
+          agent.commands.map(({ code }) => code),
+          [Code.newcontainer]
+        )
+      }).pipe(Effect.provide(TestProxy.layer()))
+    )
+
+    it.effect("goes on after a ping that had no answer in time", () =>
+      Effect.gen(function* () {
+        const { agent, shim } = yield* running("a", { respond: likeC(() => ack()) })
+        agent.respond = () => silence
+        shim.stdin(pattern(600))
+        yield* agent.until(() => agent.commands.length === 2)
+        yield* TestClock.adjust("60 seconds")
+        agent.respond = likeC(() => ack())
+        yield* TestClock.adjust("10 seconds")
+        yield* agent.until(() => stdinOf(agent, 3).bytes.length === 600)
+      }).pipe(Effect.provide(TestProxy.layer()))
+    )
+  })
+
+  it.effect("of two processes comes in turns", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, shim, tokens } = yield* running("a")
+      const second = yield* shimFor(tokens[1])
+      yield* runtime.ask(Command.Hyper, execCmd(tokens[1]))
+      agent.stopReading()
+      shim.stdin(pattern(100_000))
+      second.stdin(pattern(100_000, 7))
+      yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+      agent.readAgain()
+      yield* agent.until(() => agent.stdin.reduce((total, { data }) => total + data.length, 0) === 200_000)
+      assert.deepStrictEqual(stdinOf(agent, 3).bytes, pattern(100_000))
+      assert.deepStrictEqual(stdinOf(agent, 5).bytes, pattern(100_000, 7))
+      const first = agent.stdin.findIndex(({ sequence }) => sequence === 5)
+      assert.isBelow(first, 99) // not behind the other's last message
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+})
