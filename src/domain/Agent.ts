@@ -36,9 +36,7 @@ export const eventApi = 4244
 
 /** The API version in the reply to `version`: a big-endian u32; 0 where the agent answers something else. */
 export const apiVersionOf = (payload: Uint8Array): number =>
-  payload.length === 4
-    ? ((payload[0]! << 24) | (payload[1]! << 16) | (payload[2]! << 8) | payload[3]!) >>> 0
-    : 0
+  payload.length === 4 ? ((payload[0]! << 24) | (payload[1]! << 16) | (payload[2]! << 8) | payload[3]!) >>> 0 : 0
 
 const ProcessEvent = Schema.fromJsonString(
   Schema.Struct({

@@ -10,10 +10,9 @@ import * as Schema from "effect/Schema"
 import { Command } from "./Frame.ts"
 
 /** Protocol names of the commands, by opcode. */
-export const commandNames = Object.fromEntries(Object.entries(Command).map(([name, opcode]) => [opcode, name])) as Record<
-  Command,
-  keyof typeof Command
->
+export const commandNames = Object.fromEntries(
+  Object.entries(Command).map(([name, opcode]) => [opcode, name])
+) as Record<Command, keyof typeof Command>
 
 /** A payload is not JSON, or does not fit its command. The client gets this as an error response and stays connected. */
 export class MalformedCommand extends Data.TaggedError("MalformedCommand")<{
@@ -69,7 +68,8 @@ export const LogEntry = Schema.Struct({
 })
 export type LogEntry = typeof LogEntry.Type
 
-const utf8 = new TextDecoder()
+// a byte order mark is left in, for JSON.parse to refuse: `HyperData.dataOf` would not find the object behind one
+const utf8 = new TextDecoder("utf-8", { ignoreBOM: true })
 
 /** Makes a decoder of one payload. The whole of the schema's errors names keys and types only. */
 const decoder = <A>(command: string, schema: Schema.ConstraintDecoder<A>) => {

@@ -38,8 +38,9 @@ const booleans: ReadonlyMap<string, boolean> = new Map([
 ])
 
 /**
- * Rewrites every flag as `--name=value`, each once, under its own name; what follows the flags stays as it is, a leading
- * `--` included: it may be a subcommand's. Where help is asked for, nothing else counts: `--help`.
+ * Rewrites every flag as `--name=value`, each once, under its own name; a boolean is `--name=true` or left out. What follows
+ * the flags stays as it is, a leading `--` included: it may be a subcommand's. Where help is asked for, nothing else
+ * counts: `--help`.
  */
 export const normalize = (
   args: ReadonlyArray<string>,
@@ -58,7 +59,11 @@ export const normalize = (
     if (flags.booleans.has(name)) {
       const parsed = booleans.get(value ?? "true")
       if (parsed === undefined) return Result.fail(new FlagError({ reason: "flag takes only true or false", flag }))
-      value = String(parsed)
+      if (!parsed) {
+        given.delete(name) // effect/cli prints the version for `--version=false` too
+        continue
+      }
+      value = "true"
     } else if (flags.valued.has(name)) {
       value ??= args[++at]
       if (value === undefined) return Result.fail(new FlagError({ reason: "flag needs an argument", flag }))

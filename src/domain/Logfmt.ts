@@ -87,7 +87,7 @@ export const format = ({ fields, level, msg, pid, source, time }: Record): strin
   line += ` source=${sources.has(source) ? source : quote(source, room())}`
   for (const [name, value] of fields) {
     if (value === undefined) continue
-    let key = name.replaceAll(/[^\w.-]/g, "_") || "_"
+    let key = name.replaceAll(/[^\w.-]/g, "_").replace(/^(?![A-Za-z_])/, "_")
     while (taken.has(key)) key = `fields.${key}`
     taken.add(key)
     line += ` ${key}=${isPlain(value) ? String(value) : quote(toText(value), room())}`

@@ -77,22 +77,20 @@ export const make = (socket: Net.Socket, peer: string): Wire => {
  */
 export const accepted = (socket: Net.Socket, peer: string, linger: number): Effect.Effect<Wire, never, Scope.Scope> =>
   Effect.map(
-    Effect.acquireRelease(
-      Effect.succeed(socket),
-      () =>
-        Effect.callback<void>((resume) => {
-          if (socket.destroyed) return resume(Effect.void)
-          const done = () => resume(Effect.void)
-          const timer = setTimeout(() => socket.destroy(), linger)
-          timer.unref()
-          socket.once("close", () => {
-            clearTimeout(timer)
-            done()
-          })
-          socket.removeAllListeners("data")
-          socket.resume() // without a listener, what comes is discarded
-          socket.end(done)
+    Effect.acquireRelease(Effect.succeed(socket), () =>
+      Effect.callback<void>((resume) => {
+        if (socket.destroyed) return resume(Effect.void)
+        const done = () => resume(Effect.void)
+        const timer = setTimeout(() => socket.destroy(), linger)
+        timer.unref()
+        socket.once("close", () => {
+          clearTimeout(timer)
+          done()
         })
+        socket.removeAllListeners("data")
+        socket.resume() // without a listener, what comes is discarded
+        socket.end(done)
+      })
     ),
     () => make(socket, peer)
   )

@@ -31,7 +31,7 @@ export const activated = (
   environment: Readonly<Record<string, string | undefined>>,
   pid: number
 ): Effect.Effect<number | undefined, ListenError> => {
-  if (environment["LISTEN_PID"] !== String(pid)) return Effect.succeed(undefined)
+  if (environment["LISTEN_PID"] !== String(pid)) return Effect.undefined
   const count = Number(environment["LISTEN_FDS"] ?? 0)
   if (count > 1) return Effect.fail(new ListenError({ reason: `too many activated sockets (${count})` }))
   return Effect.succeed(count === 1 ? listenFdsStart : undefined)
@@ -43,7 +43,8 @@ const failed = (what: string) => (cause: unknown) =>
 /** Makes room for a socket at `path`: its directory, and no stale socket; anything else that stands there stays. */
 const prepare = Effect.fnUntraced(function* (path: string) {
   const size = Buffer.byteLength(path)
-  if (size > maxPath) return yield* new ListenError({ reason: `socket path too long: ${size} bytes, the limit is ${maxPath}` })
+  if (size > maxPath)
+    return yield* new ListenError({ reason: `socket path too long: ${size} bytes, the limit is ${maxPath}` })
   yield* Effect.try({
     try: () => Fs.mkdirSync(Path.dirname(path), { recursive: true, mode: 0o750 }),
     catch: failed("create the socket's directory")

@@ -67,17 +67,15 @@ const response = (opcode: number, payload: Uint8Array, inError: boolean): Uint8A
 const levels = { debug: "Debug", info: "Info", warn: "Warn", error: "Error" } as const
 
 /** Serves one client until it leaves, breaks the protocol, or is ended from within. The scope owns the connection. */
-export const serve = Effect.fnUntraced(function* (wire: Wire): Effect.fn.Return<
-  void,
-  never,
-  Scope.Scope | Listener | Sessions | VmRegistry
-> {
+export const serve = Effect.fnUntraced(function* (
+  wire: Wire
+): Effect.fn.Return<void, never, Scope.Scope | Listener | Sessions | VmRegistry> {
   const settings = yield* Settings
   const clock = yield* Clock.Clock
   const { url } = yield* Listener
   const sessions = yield* Sessions
   const registry = yield* VmRegistry
-  const run = yield* FiberSet.makeRuntime<never>()
+  const run = yield* FiberSet.makeRuntime()
   const changed = Condition.make()
   const self = yield* Effect.withFiber((fiber) => Effect.succeed(fiber as Fiber.Fiber<void>))
 
@@ -227,7 +225,8 @@ export const serve = Effect.fnUntraced(function* (wire: Wire): Effect.fn.Return<
   ): Effect.Effect<void, ClientCommand.MalformedCommand | ProtocolViolation | WireClosed> | undefined => {
     if (frame.type === Frame.FrameType.stream) {
       if (frame.opcode === Frame.StreamKind.log) return log(frame.payload)
-      if (shim === undefined) return Effect.fail(new ProtocolViolation({ reason: "stdin from a client that isn't a shim" }))
+      if (shim === undefined)
+        return Effect.fail(new ProtocolViolation({ reason: "stdin from a client that isn't a shim" }))
       shim.entry.session.feed(frame.payload)
       return undefined
     }
@@ -304,7 +303,7 @@ export const serve = Effect.fnUntraced(function* (wire: Wire): Effect.fn.Return<
       WireClosed: (closed) =>
         parser.midFrame() && closed.cause === undefined
           ? Effect.logInfo("client left in the middle of a frame")
-          : Effect.logDebug("client left", closed.cause === undefined ? {} : { error: String(closed.cause) }),
+          : Effect.logDebug("client left", { reason: closed.message }),
       FrameError: (error) => Effect.logWarning("client broke the protocol", { error: error.message }),
       MalformedCommand: (error) => Effect.logWarning("client broke the protocol", { error: error.message }),
       ProtocolViolation: (error) => Effect.logWarning("client broke the protocol", { error: error.message })

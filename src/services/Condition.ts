@@ -26,7 +26,7 @@ export const make = (): Condition => {
         return Effect.sync(() => waiters.delete(ask))
       }),
     notify() {
-      if (waiters.size > 0) for (const ask of [...waiters]) ask()
+      if (waiters.size > 0) for (const ask of Array.from(waiters)) ask()
     }
   }
 }

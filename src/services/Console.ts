@@ -34,5 +34,7 @@ export const follow = (dialer: Dialer["Service"], path: string): Effect.Effect<v
     )
   }).pipe(
     Effect.scoped,
-    Effect.catchTag("WireClosed", (error) => Effect.logWarning(`couldn't connect to the VM's console: ${error.message}`))
+    Effect.catchTag("WireClosed", (error) =>
+      Effect.logWarning(`couldn't connect to the VM's console: ${error.message}`)
+    )
   )

@@ -9,7 +9,7 @@ import * as FiberHandle from "effect/FiberHandle"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
-import * as Agent from "../domain/Agent.ts"
+import type * as Agent from "../domain/Agent.ts"
 import * as CtlMessage from "../domain/CtlMessage.ts"
 import * as Condition from "./Condition.ts"
 import { Settings } from "./Settings.ts"
@@ -63,7 +63,7 @@ export interface CtlRequest {
   readonly command: string
   readonly code: number
   readonly payload: Uint8Array
-  /** The command has just been handed to the kernel. */
+  /** The command is on its way: it cannot be withdrawn any more. */
   readonly onWritten?: () => void
   /**
    * What became of a command that was written, once: its own reply, even one that came too late for its client, or `lost`
@@ -153,8 +153,8 @@ export const make = Effect.fnUntraced(function* (
     current = turn
     turn.due = clock.currentTimeMillisUnsafe() + timeout
     sawNext = false
-    wire.offer([CtlMessage.encode(turn.request.code, turn.request.payload)])
     turn.request.onWritten?.()
+    wire.offer([CtlMessage.encode(turn.request.code, turn.request.payload)])
     watch()
   }
 
@@ -203,7 +203,10 @@ export const make = Effect.fnUntraced(function* (
       wire.offer([CtlMessage.encode(CtlMessage.Code.ping, empty)])
       const answered = yield* changed
         .until(() => replies > 0 || lost !== undefined)
-        .pipe(Effect.timeoutOption(pause), Effect.map((done) => done._tag === "Some"))
+        .pipe(
+          Effect.timeoutOption(pause),
+          Effect.map((done) => done._tag === "Some")
+        )
       if (lost !== undefined) return
       if (!answered) {
         pause = Math.min(pause * 2, resync.maxPause)
@@ -212,9 +215,11 @@ export const make = Effect.fnUntraced(function* (
       }
       const latency = clock.currentTimeMillisUnsafe() - sent
       const quiet = Math.min(Math.max(resync.quiet, 4 * latency), resync.maxQuiet)
-      for (let seen = 0; seen < replies && owed > 0; ) {
-        seen = replies
-        yield* changed.until(() => replies > seen || lost !== undefined).pipe(Effect.timeoutOption(quiet))
+      for (;;) {
+        if (owed === 0) break
+        const seen = replies
+        const more = yield* changed.until(() => replies > seen || lost !== undefined).pipe(Effect.timeoutOption(quiet))
+        if (more._tag === "None" || lost !== undefined) break
       }
       if (lost !== undefined) return
       if (owed === 0 || (replies === 1 && lastBare)) break

@@ -10,6 +10,7 @@ import * as Stream from "effect/Stream"
 import * as IoMessage from "../domain/IoMessage.ts"
 import * as Console from "./Console.ts"
 import * as CtlChannel from "./CtlChannel.ts"
+import * as IoDump from "./IoDump.ts"
 import { Settings } from "./Settings.ts"
 import { Dialer, type Wire } from "./Wire.ts"
 
@@ -56,7 +57,9 @@ export class Hyperstart extends Context.Service<
 
     const dial = (channel: string, path: string) =>
       dialer.dial(path).pipe(
-        Effect.mapError((error) => new ConnectFailed({ reason: `couldn't connect to the VM's ${channel}: ${error.message}` })),
+        Effect.mapError(
+          (error) => new ConnectFailed({ reason: `couldn't connect to the VM's ${channel}: ${error.message}` })
+        ),
         Effect.timeoutOrElse({
           duration: settings.dialTimeout,
           orElse: () =>
@@ -91,7 +94,7 @@ export class Hyperstart extends Context.Service<
             )
         })
       )
-      return { ctl, input, output: output(input) }
+      return { ctl, input, output: output(input, settings.debug) }
     })
 
     return Hyperstart.of({ connect })
@@ -101,14 +104,16 @@ export class Hyperstart extends Context.Service<
 }
 
 /** Decodes the I/O channel: one element per run, one array per read that completed any. */
-const output = (wire: Wire): Stream.Stream<IoMessage.Run, CtlChannel.VmLost> => {
+const output = (wire: Wire, debug: boolean): Stream.Stream<IoMessage.Run, CtlChannel.VmLost> => {
   const parser = IoMessage.makeParser()
   let broken: CtlChannel.VmLost | undefined
   const pull = Effect.gen(function* () {
     for (;;) {
       if (broken !== undefined) return yield* broken
       const runs: Array<IoMessage.Run> = []
-      const parsed = parser.push(yield* wire.pull, runs)
+      const chunk = yield* wire.pull
+      if (debug) yield* IoDump.dump("from agent", chunk)
+      const parsed = parser.push(chunk, runs)
       // what came whole before the damage is still output
       if (Result.isFailure(parsed)) broken = new CtlChannel.VmLost({ reason: parsed.failure.message })
       if (runs.length > 0) return runs as [IoMessage.Run, ...Array<IoMessage.Run>]

@@ -51,7 +51,7 @@ export interface Session {
   /** The shim's connection has ended. What it did not take is kept for the next. */
   readonly release: (shim: Shim) => void
   /** Sends what waits, once the shim's wire has drained. Run it in the shim's scope, after `attach`. */
-  readonly drain: (shim: Shim) => Effect.Effect<never, never>
+  readonly drain: (shim: Shim) => Effect.Effect<never>
 
   /** Reserves the session for one process. */
   readonly begin: (start: ProcessStart) => SessionError | undefined
@@ -146,7 +146,9 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
 
   const seal = () => {
     if (open === undefined) return
-    batch.push(open.start === 0 && open.end === open.bytes.length ? open.bytes : open.bytes.subarray(open.start, open.end))
+    batch.push(
+      open.start === 0 && open.end === open.bytes.length ? open.bytes : open.bytes.subarray(open.start, open.end)
+    )
     open = undefined
   }
 
@@ -314,7 +316,7 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
         if (at + overhead + length > out.length) break
         IoMessage.writeHeader(out, at, stdio, length)
         at += overhead
-        for (let left = length; left > 0; ) {
+        for (let left = length; left > 0;) {
           const head = inbox[0]!
           const taken = Math.min(left, head.length - inboxAt)
           out.set(head.subarray(inboxAt, inboxAt + taken), at)

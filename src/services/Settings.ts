@@ -4,7 +4,7 @@ import * as Duration from "effect/Duration"
 import * as CtlMessage from "../domain/CtlMessage.ts"
 import * as Frame from "../domain/Frame.ts"
 
-export interface Settings {
+export type Settings = {
   /** Dialling a VM's sockets; then RegisterVM fails. */
   readonly dialTimeout: Duration.Duration
   /** The agent's READY; then RegisterVM fails. */

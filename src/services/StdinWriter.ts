@@ -7,7 +7,9 @@ import type * as Scope from "effect/Scope"
 import * as Agent from "../domain/Agent.ts"
 import * as CtlMessage from "../domain/CtlMessage.ts"
 import type { CtlChannel } from "./CtlChannel.ts"
+import * as IoDump from "./IoDump.ts"
 import type { Session } from "./Session.ts"
+import { Settings } from "./Settings.ts"
 import type { Wire } from "./Wire.ts"
 
 /** Largest write to an agent, in bytes: up to this size AF_UNIX takes all or nothing, so no death can tear a message. */
@@ -24,7 +26,8 @@ export const make = Effect.fnUntraced(function* (
   wire: Wire,
   ctl: CtlChannel
 ): Effect.fn.Return<StdinWriter, never, Scope.Scope> {
-  const run = yield* FiberSet.makeRuntime<never>()
+  const { debug } = yield* Settings
+  const run = yield* FiberSet.makeRuntime()
   const ready = new Set<Session>() // in the order of their turns
   const pinging = new Set<Session>()
   let waiting = false
@@ -41,6 +44,7 @@ export const make = Effect.fnUntraced(function* (
       if (messages === undefined) {
         if (session.needsWindow() && !pinging.has(session)) run(openWindow(session))
       } else {
+        if (debug) run(IoDump.dump("to agent", messages))
         wire.offer([messages])
         ready.add(session) // behind the others
       }
@@ -62,7 +66,7 @@ export const make = Effect.fnUntraced(function* (
   const openWindow = (session: Session) =>
     Effect.gen(function* () {
       pinging.add(session)
-      for (let answered = 0; answered < Agent.pingsPerWindow; ) {
+      for (let answered = 0; answered < Agent.pingsPerWindow;) {
         const reply = yield* ctl
           .request({ command: "ping", code: CtlMessage.Code.ping, payload: empty })
           .pipe(Effect.result)

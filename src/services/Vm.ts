@@ -107,7 +107,7 @@ export const make = Effect.fnUntraced(function* (
   const sessions = yield* Sessions
   const clock = yield* Clock.Clock
   const hyperstart = yield* Hyperstart
-  const run = yield* FiberSet.makeRuntime<never>()
+  const run = yield* FiberSet.makeRuntime()
   const changed = Condition.make()
 
   const span = yield* Effect.makeSpan("vm", { attributes: { vm: id } })
@@ -181,7 +181,8 @@ export const make = Effect.fnUntraced(function* (
       HyperData.setSequences(hyperName, data, stdio, process.terminal ? undefined : stderr)
     )
     const request: CtlRequest = { command: hyperName, code: CtlMessage.hyperCodes.get(hyperName)!, payload }
-    if (session === undefined) return yield* ctl.request({ ...request, onWritten: () => (unnamed ||= !process.process) })
+    if (session === undefined)
+      return yield* ctl.request({ ...request, onWritten: () => (unnamed ||= !process.process) })
 
     const busy = session.begin(process)
     if (busy !== undefined) return yield* busy
@@ -226,7 +227,9 @@ export const make = Effect.fnUntraced(function* (
       .until(() => session.state().status !== undefined && !written)
       .pipe(
         Effect.andThen(
-          new Session.SessionError({ reason: `process of token ${redactToken(session.token)} was killed before its start` })
+          new Session.SessionError({
+            reason: `process of token ${redactToken(session.token)} was killed before its start`
+          })
         )
       )
     return yield* Effect.raceFirst(asked, killed).pipe(
@@ -274,7 +277,7 @@ export const make = Effect.fnUntraced(function* (
       Effect.catchTag("AgentRefused", () => Effect.succeed(0)),
       Effect.tap((version) => Effect.sync(() => (api = version)))
     )
-  }).pipe(versionOnce.withPermit)
+  }).pipe((asked) => versionOnce.withPermit(asked))
 
   /** Waits until the process runs, or, for a signal that would kill it, until there is nothing to kill. */
   const untilStarted = Effect.fnUntraced(function* (session: Session.Session, killing: boolean) {
@@ -307,9 +310,11 @@ export const make = Effect.fnUntraced(function* (
     const winch = signalNumber === Sig.WINCH
     const send = (command: "winsize" | "killcontainer" | "signalprocess", payload: Uint8Array) =>
       Effect.asVoid(ctl.request({ command, code: CtlMessage.Code[command], payload }))
-    if (process.init && !winch) return yield* send("killcontainer", Agent.killContainer(process.container, signalNumber))
+    if (process.init && !winch)
+      return yield* send("killcontainer", Agent.killContainer(process.container, signalNumber))
     const byProcess = (yield* apiVersion) >= Agent.eventApi
-    if (winch && !byProcess) return yield* send("winsize", Agent.winsizeBySequence(session.stdio, rows ?? 0, columns ?? 0))
+    if (winch && !byProcess)
+      return yield* send("winsize", Agent.winsizeBySequence(session.stdio, rows ?? 0, columns ?? 0))
     if (!byProcess)
       return yield* new SignalRefused({ reason: "this VM's agent cannot signal a process started by execcmd" })
     if (unnamed || process.process === undefined)
@@ -431,10 +436,10 @@ export const make = Effect.fnUntraced(function* (
     yield* Effect.timeoutOption(ctl.ended, lastWords)
     ctl.lose(reason)
     for (const session of entries.keys()) session.lose(reason)
-    for (let seen = -1; seen !== batches || paused > 0; ) {
-      seen = batches
+    for (;;) {
+      const seen = batches
       const ended = yield* Effect.timeoutOption(Fiber.await(reading), lastWords)
-      if (ended._tag === "Some") break
+      if (ended._tag === "Some" || (seen === batches && paused === 0)) break
     }
     yield* Effect.logInfo("VM lost", { reason: reason.reason })
     yield* Effect.forEach([...entries.keys()], (session) => finish(session, reason), {

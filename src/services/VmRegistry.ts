@@ -10,8 +10,8 @@ import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import type { RegisterVM } from "../domain/ClientCommand.ts"
 import * as Condition from "./Condition.ts"
-import { type ConnectFailed, Hyperstart } from "./Hyperstart.ts"
-import { Sessions } from "./Sessions.ts"
+import type { ConnectFailed, Hyperstart } from "./Hyperstart.ts"
+import type { Sessions } from "./Sessions.ts"
 import { Settings } from "./Settings.ts"
 import * as Vm from "./Vm.ts"
 
@@ -35,8 +35,8 @@ export class AlreadyRegistered extends Schema.TaggedError<AlreadyRegistered>()("
 
 /** A client asked for fewer than no tokens, or for more than one command may have. */
 export class BadTokenCount extends Schema.TaggedError<BadTokenCount>()("BadTokenCount", {
-  count: Schema.Number,
-  limit: Schema.Number
+  count: Schema.Finite,
+  limit: Schema.Finite
 }) {
   override get message(): string {
     return `numIOStreams must be between 0 and ${this.limit}, got ${this.count}`
@@ -71,7 +71,7 @@ export class VmRegistry extends Context.Service<
     const clock = yield* Clock.Clock
     const scope = yield* Effect.scope
     const services = yield* Effect.context<Hyperstart | Sessions>()
-    const run = yield* FiberSet.makeRuntime<never>()
+    const run = yield* FiberSet.makeRuntime()
     const changed = Condition.make()
     const lostIdMillis = Duration.toMillis(settings.lostIdTimeout)
 

@@ -12,10 +12,7 @@ import type * as Scope from "effect/Scope"
  * infinity for none; it never moves to before an earlier answer (each wait of one kind is equally long). Once it has
  * passed, `expire` runs, and must change what `due` answers.
  */
-export const make = (
-  due: () => number,
-  expire: Effect.Effect<void>
-): Effect.Effect<() => void, never, Scope.Scope> =>
+export const make = (due: () => number, expire: Effect.Effect<void>): Effect.Effect<() => void, never, Scope.Scope> =>
   Effect.gen(function* () {
     const clock = yield* Clock.Clock
     const run = yield* FiberHandle.makeRuntime<never>()

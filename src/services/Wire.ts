@@ -10,7 +10,9 @@ export class WireClosed extends Schema.TaggedError<WireClosed>()("WireClosed", {
   cause: Schema.optional(Schema.Defect())
 }) {
   override get message(): string {
-    return this.cause === undefined ? `${this.peer} closed the connection` : `${this.peer}: ${String(this.cause)}`
+    return this.cause === undefined
+      ? `${this.peer} closed the connection`
+      : `${this.peer}: ${this.cause instanceof Error ? this.cause.message : "broken"}`
   }
 }
 

@@ -182,49 +182,61 @@ describe("ClientCommand", () => {
   })
 
   const Secret = Schema.String.check(Schema.isPattern(/^S3cret[a-z0-9]{8,20}$/))
-  it.prop("repeats no payload in an error, wherever a secret stands in it", [Secret], ([secret]) => {
-    const values: ReadonlyArray<unknown> = [secret, [secret], { [secret]: secret }, [[secret]], { token: secret }, 0.5]
-    const assertSilent = (message: string | undefined) => assert.notInclude(message ?? "", secret)
-    let refused = 0
-    for (const { command, optional, required } of commands) {
-      const whole = { ...required, ...optional }
-      const payloads = [
+  it.prop(
+    "repeats no payload in an error, wherever a secret stands in it",
+    [Secret],
+    ([secret]) => {
+      const values: ReadonlyArray<unknown> = [
         secret,
-        `"${secret}"`,
-        `["${secret}"]`,
-        `{"${secret}":"${secret}"}`,
-        `{"token":"${secret}"`,
-        `{"token":${secret}}`,
-        ...Object.keys(whole).flatMap((key) =>
-          values.map((value) => JSON.stringify({ [secret]: secret, ...whole, [key]: value }))
-        )
+        [secret],
+        { [secret]: secret },
+        [[secret]],
+        { token: secret },
+        0.5
       ]
-      for (const payload of payloads) {
-        const message = messageOf(decode(command, payload))
-        if (message !== undefined) refused++
-        assertSilent(message)
+      const assertSilent = (message: string | undefined) => assert.notInclude(message ?? "", secret)
+      let refused = 0
+      for (const { command, optional, required } of commands) {
+        const whole = { ...required, ...optional }
+        const payloads = [
+          secret,
+          `"${secret}"`,
+          `["${secret}"]`,
+          `{"${secret}":"${secret}"}`,
+          `{"token":"${secret}"`,
+          `{"token":${secret}}`,
+          ...Object.keys(whole).flatMap((key) =>
+            values.map((value) => JSON.stringify({ [secret]: secret, ...whole, [key]: value }))
+          )
+        ]
+        for (const payload of payloads) {
+          const message = messageOf(decode(command, payload))
+          if (message !== undefined) refused++
+          assertSilent(message)
+        }
       }
-    }
-    assert.isAbove(refused, 100)
-    for (const value of values) {
-      const process = { env: [secret], [secret]: secret }
-      for (const data of [
-        value,
-        { container: value, id: value, process },
-        { container: "c1", id: "c1", process: value },
-        { container: "c1", id: "c1", process: { ...process, terminal: value } },
-        { container: "c1", id: "c1", process: { ...process, id: value } }
-      ])
-        for (const hyperName of ["newcontainer", "execcmd"])
-          assertSilent(messageOf(HyperData.decodeStart(hyperName, data)))
-      for (const key of ["stdio", "stderr"]) {
-        const data = utf8(JSON.stringify({ process: { ...process, [key]: value } }))
-        const set = HyperData.setSequences("execcmd", data, 3, 4)
-        assert.isDefined(messageOf(set))
-        assertSilent(messageOf(set))
+      assert.isAbove(refused, 100)
+      for (const value of values) {
+        const process = { env: [secret], [secret]: secret }
+        for (const data of [
+          value,
+          { container: value, id: value, process },
+          { container: "c1", id: "c1", process: value },
+          { container: "c1", id: "c1", process: { ...process, terminal: value } },
+          { container: "c1", id: "c1", process: { ...process, id: value } }
+        ])
+          for (const hyperName of ["newcontainer", "execcmd"])
+            assertSilent(messageOf(HyperData.decodeStart(hyperName, data)))
+        for (const key of ["stdio", "stderr"]) {
+          const data = utf8(JSON.stringify({ process: { ...process, [key]: value } }))
+          const set = HyperData.setSequences("execcmd", data, 3, 4)
+          assert.isDefined(messageOf(set))
+          assertSilent(messageOf(set))
+        }
       }
-    }
-  })
+    },
+    { arbitrary: { runs: 10 } } /* each run tries every place */
+  )
 
   describe("checkSignal", () => {
     for (const [signal, why] of [

@@ -3,7 +3,7 @@ import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as TestClock from "effect/testing/TestClock"
 import * as Tracer from "effect/Tracer"
-import { execFileSync, spawn } from "node:child_process"
+import { type ChildProcess, execFileSync, spawn } from "node:child_process"
 import * as Fs from "node:fs"
 import * as Os from "node:os"
 import * as Path from "node:path"
@@ -242,25 +242,42 @@ describe("StderrLog", () => {
       })
       process.stdout.write("up")`
 
-    for (const [state, prepare] of [
-      ["stalled", (stderr: NodeJS.ReadableStream) => stderr.pause()],
-      ["left", (stderr: NodeJS.ReadableStream) => (stderr as unknown as { destroy: () => void }).destroy()]
-    ] as const)
-      it.live(`leaves the daemon alive when stderr's reader has ${state}`, () =>
-        Effect.callback<void>((resume) => {
-          const child = spawn(process.execPath, ["--input-type=module", "-e", flood], { stdio: "pipe" })
-          prepare(child.stderr)
-          let output = ""
-          child.stdout.on("data", (data) => {
-            output += String(data)
-            if (output === "up") child.stdin.write("go")
-          })
-          child.stdout.once("end", () => {
-            child.kill("SIGKILL")
-            resume(Effect.sync(() => assert.strictEqual(output, "upalive")))
-          })
-          return Effect.sync(() => child.kill("SIGKILL"))
+    /** Runs `flood` on `stderr`, which it may see as the parent's end of a socket. */
+    const survives = (stderr: "pipe" | number, prepare: (child: ChildProcess) => void) =>
+      Effect.callback<void>((resume) => {
+        const child = spawn(process.execPath, ["--input-type=module", "-e", flood], { stdio: ["pipe", "pipe", stderr] })
+        prepare(child)
+        let output = ""
+        child.stdout!.on("data", (data) => {
+          output += String(data)
+          if (output === "up") child.stdin!.write("go")
         })
-      )
+        child.stdout!.once("end", () => resume(Effect.sync(() => assert.strictEqual(output, "upalive"))))
+        return Effect.sync(() => child.kill("SIGKILL"))
+      })
+
+    it.live(
+      "lets the daemon live when nobody empties stderr, a pipe",
+      () =>
+        Effect.gen(function* () {
+          const path = Path.join(yield* directory, "pipe")
+          execFileSync("mkfifo", [path])
+          yield* opened(path, O_RDONLY | O_NONBLOCK)
+          yield* survives(yield* opened(path, O_WRONLY), () => {})
+        }),
+      20_000
+    )
+
+    it.live(
+      "lets the daemon live when nobody empties stderr, a socket",
+      () => survives("pipe", (child) => child.stderr!.pause()),
+      20_000
+    )
+
+    it.live(
+      "lets the daemon live when stderr's reader has left",
+      () => survives("pipe", (child) => child.stderr!.destroy()),
+      20_000
+    )
   })
 })

@@ -13,8 +13,11 @@ export const toText = (bytes: Uint8Array): string => Buffer.from(bytes).toString
 export const concat = (parts: ReadonlyArray<Uint8Array>): Uint8Array => Uint8Array.from(Buffer.concat(parts))
 
 /** `length` bytes that differ from their neighbours and, by `seed`, from other calls. */
-export const pattern = (length: number, seed = 0): Uint8Array =>
-  Uint8Array.from({ length }, (_, i) => (i * 31 + seed * 17 + 1) & 0xff)
+export const pattern = (length: number, seed = 0): Uint8Array => {
+  const bytes = new Uint8Array(length)
+  for (let i = 0; i < length; i++) bytes[i] = i * 31 + seed * 17 + 1
+  return bytes
+}
 
 /** Sizes of the pieces a socket may deliver; `cut` starts over at the end of the list. */
 export const CutSizes = Schema.NonEmptyArray(Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 64 })))
