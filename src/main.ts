@@ -197,6 +197,16 @@ const program = Effect.gen(function* () {
   return yield* args.failure
 })
 
+/** Tells why on stderr, where nobody else has. */
+const exitCode = (exit: Exit.Exit<unknown, unknown>): number => {
+  if (Exit.isSuccess(exit) || Cause.hasInterruptsOnly(exit.cause)) return 0
+  const error: unknown = Option.getOrUndefined(Exit.findErrorOption(exit))
+  if (error instanceof GoArgs.FlagError) return 2
+  if (CliError.isCliError(error)) return error._tag === "ShowHelp" && error.errors.length === 0 ? 0 : 2
+  process.stderr.write(`cc-proxy: ${error instanceof Error ? error.message : Cause.pretty(exit.cause)}\n`)
+  return 1
+}
+
 program.pipe(
   Effect.provide([
     NodeServices.layer,
@@ -205,13 +215,7 @@ program.pipe(
   ]),
   NodeRuntime.runMain({
     disableErrorReporting: true,
-    teardown: (exit, onExit) => {
-      if (Exit.isSuccess(exit) || Cause.hasInterruptsOnly(exit.cause)) return onExit(0)
-      const error: unknown = Option.getOrUndefined(Exit.findErrorOption(exit))
-      if (error instanceof GoArgs.FlagError) return onExit(2)
-      if (CliError.isCliError(error)) return onExit(error._tag === "ShowHelp" && error.errors.length === 0 ? 0 : 2)
-      process.stderr.write(`cc-proxy: ${error instanceof Error ? error.message : Cause.pretty(exit.cause)}\n`)
-      return onExit(1)
-    }
+    // exits for itself: clients that have not closed their end yet would keep the event loop alive
+    teardown: (exit) => process.exit(exitCode(exit))
   })
 )

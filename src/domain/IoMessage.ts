@@ -54,7 +54,7 @@ const u32 = (bytes: Uint8Array, at: number): number =>
   ((bytes[at]! << 24) | (bytes[at + 1]! << 16) | (bytes[at + 2]! << 8) | bytes[at + 3]!) >>> 0
 
 /** The sequence number at `at`. Exact below 2^53; the proxy itself gives out small ones only. */
-const sequenceAt = (bytes: Uint8Array, at: number): number => {
+export const sequenceAt = (bytes: Uint8Array, at: number): number => {
   const low = u32(bytes, at + 4)
   return bytes[at] === 0 && bytes[at + 1] === 0 && bytes[at + 2] === 0 && bytes[at + 3] === 0
     ? low

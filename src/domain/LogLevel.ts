@@ -2,7 +2,7 @@
 import type * as EffectLogLevel from "effect/LogLevel"
 import type * as Logfmt from "./Logfmt.ts"
 
-/** What `-log` and `CC_PROXY_LOG_LEVEL` take. Source: PROTOCOL.md, "Command line". */
+/** What `-log` and `CC_PROXY_LOG_LEVEL` take. Source: README.md, "Flags". */
 export const names = ["debug", "info", "warn", "warning", "error", "fatal", "panic"] as const
 export type Name = (typeof names)[number]
 

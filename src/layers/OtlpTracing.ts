@@ -21,7 +21,7 @@ const off = Layer.succeed(References.TracerEnabled, false)
 export const layer = (options: { readonly version: string }): Layer.Layer<never> =>
   Effect.gen(function* () {
     if (Option.isNone(yield* endpoint)) return off
-    // loaded only here: an HTTP client is a third of the daemon's start
+    // loaded only here, for it brings an HTTP client along
     const exporter = yield* Effect.promise(() => import("./otlpExporter.ts"))
     return exporter.layer(options)
   }).pipe(

@@ -70,38 +70,40 @@ export const layer = ({ fd, path }: { readonly path: string; readonly fd: number
     Effect.gen(function* () {
       const settings = yield* Settings
       const linger = Duration.toMillis(settings.frameTimeout)
-      const arrivals = Mailbox.make<Net.Socket, ListenError>()
-      if (fd === undefined) yield* prepare(path)
       let count = 0
-      yield* Effect.acquireRelease(
-        Effect.callback<Net.Server, ListenError>((resume) => {
-          const server = Net.createServer({ pauseOnConnect: true, allowHalfOpen: true }, (socket) => {
-            socket.on("error", () => {}) // heard by its wire, once it has one
-            arrivals.offer(socket)
-          })
-          server.on("error", (cause) => {
-            const error = failed(`listen on ${path}`)(cause)
-            arrivals.fail(error)
-            resume(Effect.fail(error))
-          })
-          const previous = process.umask(umask)
-          try {
-            server.listen(fd === undefined ? { path, backlog } : { fd }, () => resume(Effect.succeed(server)))
-          } finally {
-            process.umask(previous)
-          }
-        }),
-        // stops accepting, and removes a socket we made; waiting for `close` would wait for every peer to leave
-        (server) =>
-          Effect.sync(() => {
-            server.close()
-            for (const socket of arrivals.clear()) socket.destroy()
-          })
-      )
-      yield* Effect.logInfo("listening", { socket: path, inherited: fd !== undefined })
-      return Listener.of({
-        url: `unix://${path}`,
-        accept: Effect.map(arrivals.take, (socket) => NodeWire.accepted(socket, `client ${++count}`, linger))
+
+      const listen = Effect.gen(function* () {
+        const arrivals = Mailbox.make<Net.Socket, ListenError>()
+        if (fd === undefined) yield* prepare(path)
+        yield* Effect.acquireRelease(
+          Effect.callback<Net.Server, ListenError>((resume) => {
+            const server = Net.createServer({ pauseOnConnect: true, allowHalfOpen: true }, (socket) => {
+              socket.on("error", () => {}) // heard by its wire, once it has one
+              arrivals.offer(socket)
+            })
+            server.on("error", (cause) => {
+              const error = failed(`listen on ${path}`)(cause)
+              arrivals.fail(error)
+              resume(Effect.fail(error))
+            })
+            const previous = process.umask(umask)
+            try {
+              server.listen(fd === undefined ? { path, backlog } : { fd }, () => resume(Effect.succeed(server)))
+            } finally {
+              process.umask(previous)
+            }
+          }),
+          // stops accepting, and removes a socket we made; waiting for `close` would wait for every peer to leave
+          (server) =>
+            Effect.sync(() => {
+              server.close()
+              for (const socket of arrivals.clear()) socket.destroy()
+            })
+        )
+        yield* Effect.logInfo("listening", { socket: path, inherited: fd !== undefined })
+        return Effect.map(arrivals.take, (socket) => NodeWire.accepted(socket, `client ${++count}`, linger))
       })
+
+      return Listener.of({ url: `unix://${path}`, listen })
     })
   )

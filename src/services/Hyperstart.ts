@@ -2,6 +2,7 @@
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
@@ -82,7 +83,10 @@ export class Hyperstart extends Context.Service<
         yield* Effect.forkScoped(Console.follow(dialer, sockets.console))
       const ctl = yield* CtlChannel.make(ctlWire, onEvent)
       yield* Effect.forkScoped(Effect.ignore(ctl.run))
-      yield* ctl.ready.pipe(
+      // nothing comes on io before READY, but its end may
+      const first = yield* Effect.forkScoped(input.pull, { startImmediately: true })
+      const ioEnded = Effect.andThen(Fiber.join(first), Effect.never)
+      yield* Effect.raceFirst(ctl.ready, ioEnded).pipe(
         Effect.mapError((error) => new ConnectFailed({ reason: error.message })),
         Effect.timeoutOrElse({
           duration: settings.readyTimeout,
@@ -94,26 +98,37 @@ export class Hyperstart extends Context.Service<
             )
         })
       )
-      return { ctl, input, output: output(input, settings.debug) }
+      let started = false
+      const pull = Effect.suspend(() => {
+        if (started) return input.pull
+        started = true
+        return Fiber.join(first)
+      })
+      return { ctl, input, output: output(pull, settings.debug) }
     })
 
-    return Hyperstart.of({ connect })
+    return Hyperstart.of({
+      connect: (sockets, onEvent) =>
+        Effect.tapError(connect(sockets, onEvent), (error) =>
+          Effect.logWarning("VM not registered", { reason: error.reason })
+        )
+    })
   })
 
   static readonly layer = Layer.effect(Hyperstart, Hyperstart.make)
 }
 
 /** Decodes the I/O channel: one element per run, one array per read that completed any. */
-const output = (wire: Wire, debug: boolean): Stream.Stream<IoMessage.Run, CtlChannel.VmLost> => {
+const output = (pullWire: Wire["pull"], debug: boolean): Stream.Stream<IoMessage.Run, CtlChannel.VmLost> => {
   const parser = IoMessage.makeParser()
   let broken: CtlChannel.VmLost | undefined
   const pull = Effect.gen(function* () {
     for (;;) {
       if (broken !== undefined) return yield* broken
       const runs: Array<IoMessage.Run> = []
-      const chunk = yield* wire.pull
-      if (debug) yield* IoDump.dump("from agent", chunk)
+      const chunk = yield* pullWire
       const parsed = parser.push(chunk, runs)
+      if (debug) for (const { bytes, end, start } of runs) yield* IoDump.dump("from agent", bytes, start, end)
       // what came whole before the damage is still output
       if (Result.isFailure(parsed)) broken = new CtlChannel.VmLost({ reason: parsed.failure.message })
       if (runs.length > 0) return runs as [IoMessage.Run, ...Array<IoMessage.Run>]

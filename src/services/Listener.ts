@@ -14,15 +14,18 @@ export class ListenError extends Schema.TaggedError<ListenError>()("ListenError"
   }
 }
 
+/**
+ * Waits for the next client. The client's scope owns its connection: at its end the writing side is shut down once what was
+ * written has left, and what the client still sends is read and discarded until it closes too.
+ */
+export type Accept = Effect.Effect<Effect.Effect<Wire, never, Scope.Scope>, ListenError>
+
 export class Listener extends Context.Service<
   Listener,
   {
     /** `unix://` and the path clients connect to: what RegisterVM and AttachVM tell. */
     readonly url: string
-    /**
-     * Waits for the next client. Its scope owns the connection: at its end the writing side is shut down once what was
-     * written has left, and what the client still sends is read and discarded until it closes too.
-     */
-    readonly accept: Effect.Effect<Effect.Effect<Wire, never, Scope.Scope>, ListenError>
+    /** Opens the socket for as long as the scope lasts. Clients that are connected may stay longer. */
+    readonly listen: Effect.Effect<Accept, ListenError, Scope.Scope>
   }
 >()("cc-proxy/services/Listener") {}

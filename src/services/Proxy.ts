@@ -11,16 +11,22 @@ export const serve: Effect.Effect<never, ListenError, Listener | Sessions | VmRe
   const listener = yield* Listener
   const run = yield* FiberSet.makeRuntime<Listener | Sessions | VmRegistry>()
   let count = 0
-  for (;;) {
-    const connection = yield* listener.accept
-    const client = ++count
-    run(
-      connection.pipe(
-        Effect.tap(() => Effect.logDebug("client connected")),
-        Effect.flatMap(Client.serve),
-        Effect.scoped,
-        Effect.annotateLogs({ client })
-      )
-    )
-  }
+  // a scope of its own: the daemon stops accepting before it ends its clients
+  return yield* Effect.scoped(
+    Effect.gen(function* () {
+      const accept = yield* listener.listen
+      for (;;) {
+        const connection = yield* accept
+        const client = ++count
+        run(
+          connection.pipe(
+            Effect.tap(() => Effect.logDebug("client connected")),
+            Effect.flatMap(Client.serve),
+            Effect.scoped,
+            Effect.annotateLogs({ client })
+          )
+        )
+      }
+    })
+  )
 }).pipe(Effect.scoped)

@@ -44,7 +44,7 @@ export const make = Effect.fnUntraced(function* (
       if (messages === undefined) {
         if (session.needsWindow() && !pinging.has(session)) run(openWindow(session))
       } else {
-        if (debug) run(IoDump.dump("to agent", messages))
+        if (debug) run(IoDump.dump("to agent", messages, 0, messages.length))
         wire.offer([messages])
         ready.add(session) // behind the others
       }

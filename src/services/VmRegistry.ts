@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FiberSet from "effect/FiberSet"
 import * as Layer from "effect/Layer"
+import * as References from "effect/References"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import type { RegisterVM } from "../domain/ClientCommand.ts"
@@ -139,6 +140,8 @@ export class VmRegistry extends Context.Service<
       }).pipe(
         Scope.provide(vmScope),
         Effect.provide(services),
+        // its records are its own, whoever registered it
+        Effect.provideService(References.CurrentLogAnnotations, { vm: id }),
         Effect.onExit((exit) =>
           Exit.isSuccess(exit)
             ? Effect.void
@@ -175,6 +178,7 @@ export class VmRegistry extends Context.Service<
         changed.until(() => unregistered > 0),
         settings.orphanTimeout
       )
+      yield* Effect.yieldNow // the answer to UnregisterVM leaves before the daemon does
     })
 
     return VmRegistry.of({ register, attach, unregister, podEnded })

@@ -47,7 +47,12 @@ describe("Client", () => {
       const { io } = yield* runtime.ask(Command.AttachVM, { containerId: "a", numIOStreams: 1024 })
       assert.strictEqual(new Set(io.tokens).size, 1024)
       assert.match(
-        yield* runtime.refused(Command.RegisterVM, { containerId: "z", ctlSerial: "c", ioSerial: "i", numIOStreams: 1025 }),
+        yield* runtime.refused(Command.RegisterVM, {
+          containerId: "z",
+          ctlSerial: "c",
+          ioSerial: "i",
+          numIOStreams: 1025
+        }),
         /numIOStreams/
       )
     }).pipe(Effect.provide(TestProxy.layer()))
@@ -95,7 +100,10 @@ describe("Client", () => {
   it.effect("forwards data byte for byte, and none where there is none", () =>
     Effect.gen(function* () {
       const { agent, runtime } = yield* registered("a")
-      yield* runtime.ask(Command.Hyper, '{"hyperName":"startpod", "data" : { "limit": 9223372036854775807,"a":1 ,"a":2}}')
+      yield* runtime.ask(
+        Command.Hyper,
+        '{"hyperName":"startpod", "data" : { "limit": 9223372036854775807,"a":1 ,"a":2}}'
+      )
       yield* runtime.ask(Command.Hyper, { hyperName: "ping", tokens: null, other: 1 })
       assert.deepStrictEqual(
         agent.commands.map(({ code, text }) => [code, text]),
@@ -268,7 +276,9 @@ describe("Client", () => {
       leaver.send(Command.Hyper, { hyperName: "winsize" })
       yield* agent.until(() => agent.commands.length === 1)
       leaver.leave()
-      const ping = yield* Effect.forkChild(runtime.ask(Command.Hyper, { hyperName: "ping" }), { startImmediately: true })
+      const ping = yield* Effect.forkChild(runtime.ask(Command.Hyper, { hyperName: "ping" }), {
+        startImmediately: true
+      })
       yield* Effect.yieldNow
       agent.ctl(CtlMessage.Code.ack, text.encode("for the one that left"))
       agent.ctl(CtlMessage.Code.ack)

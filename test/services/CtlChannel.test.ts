@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, Fiber, Layer } from "effect"
+import { Effect, Fiber } from "effect"
 import { TestClock } from "effect/testing"
 import * as CtlMessage from "../../src/domain/CtlMessage.ts"
 import * as CtlChannel from "../../src/services/CtlChannel.ts"
@@ -163,7 +163,7 @@ describe("CtlChannel", () => {
       const asked = yield* ask("writefile", new Uint8Array(92))
       say(Code.ack)
       yield* Fiber.join(asked)
-    }).pipe(Effect.provide(Layer.succeed(Settings, { ...defaults, maxCtlCommand: 100 })))
+    }).pipe(Effect.provideService(Settings, { ...defaults, maxCtlCommand: 100 }))
   )
 
   describe("when the agent does not answer", () => {

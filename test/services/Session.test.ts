@@ -141,7 +141,10 @@ describe("claims", () => {
       const { connect } = yield* TestProxy
       const second = yield* connect
       assert.strictEqual(yield* second.refused(Command.ConnectShim, { token }), "token already claimed: token-…")
-      assert.strictEqual(yield* second.refused(Command.ConnectShim, { token: "x".repeat(44) }), "unknown token: xxxxxx…")
+      assert.strictEqual(
+        yield* second.refused(Command.ConnectShim, { token: "x".repeat(44) }),
+        "unknown token: xxxxxx…"
+      )
       assert.match(yield* shim.refused(Command.ConnectShim, { token }), /claimed a token already/)
     }).pipe(Effect.provide(TestProxy.layer()))
   )

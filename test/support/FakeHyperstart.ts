@@ -137,22 +137,20 @@ export class FakeHyperstart extends Context.Service<
           return wires[channel].a
         }
         const ctlParser = CtlMessage.makeParser()
-        doors.set(
-          sockets.ctl,
-          () => {
-            const wire = serve("ctl", (chunk) => {
-              Result.getOrThrow(
-                ctlParser.push(chunk, (code, payload) => {
-                  const command: Command = { code, payload: payload.slice(), text: utf8.decode(payload) }
-                  agent.commands.push(command)
-                  for (const [reply, bytes] of agent.respond(command)) agent.ctl(reply, bytes)
-                })
-              )
-            })()
-            for (const [code, payload] of options.first ?? [[CtlMessage.Code.ready, none] as const]) agent.ctl(code, payload)
-            return wire
-          }
-        )
+        doors.set(sockets.ctl, () => {
+          const wire = serve("ctl", (chunk) => {
+            Result.getOrThrow(
+              ctlParser.push(chunk, (code, payload) => {
+                const command: Command = { code, payload: payload.slice(), text: utf8.decode(payload) }
+                agent.commands.push(command)
+                for (const [reply, bytes] of agent.respond(command)) agent.ctl(reply, bytes)
+              })
+            )
+          })()
+          for (const [code, payload] of options.first ?? [[CtlMessage.Code.ready, none] as const])
+            agent.ctl(code, payload)
+          return wire
+        })
         const ioParser = IoMessage.makeParser()
         doors.set(
           sockets.io,
@@ -167,7 +165,10 @@ export class FakeHyperstart extends Context.Service<
                 })
           })
         )
-        doors.set(sockets.console, serve("console", () => {}))
+        doors.set(
+          sockets.console,
+          serve("console", () => {})
+        )
         return agent
       }
 

@@ -29,7 +29,7 @@ export const pair = (peerOfA: string, peerOfB: string): { readonly a: End; reado
     const waiters = new Set<() => void>()
     const error = () => new WireClosed({ peer: from.peer, ...(closed?.cause !== undefined && { cause: closed.cause }) })
     const wake = () => {
-      for (const waiter of [...waiters]) waiter()
+      for (const waiter of Array.from(waiters)) waiter()
     }
     ends.push(() => {
       from.mailbox.fail(error())

@@ -183,8 +183,7 @@ export class TestProxy extends Context.Service<
           return { next: () => `token-${String(++count).padStart(36, "0")}==` }
         })
       ),
-      Layer.provide(Layer.succeed(Listener, { url: "unix:///run/test.sock", accept: Effect.never })),
-      Layer.provideMerge(Layer.succeed(Listener, { url: "unix:///run/test.sock", accept: Effect.never })),
+      Layer.provideMerge(Layer.succeed(Listener, { url: "unix:///run/test.sock", listen: Effect.never })),
       Layer.provideMerge(Layer.succeed(Settings, { ...defaults, ...overrides }))
     )
 }
