@@ -1,10 +1,9 @@
-/** Spans for a collector, where the environment names one; else none are made. */
+/** Spans for a collector, where the environment names one. Without, they are for the log, whose records carry their ids. */
 import * as Cause from "effect/Cause"
 import * as Config from "effect/Config"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
-import * as References from "effect/References"
 
 const endpoint = Config.option(
   Config.NonEmptyString("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").pipe(
@@ -12,15 +11,13 @@ const endpoint = Config.option(
   )
 )
 
-const off = Layer.succeed(References.TracerEnabled, false)
-
 /**
  * Exports spans by OTLP/HTTP with JSON to `OTEL_EXPORTER_OTLP_ENDPOINT`. Never fails: variables that make no sense are one
  * warning. Provide the log to this layer: it warns of a collector that does not answer.
  */
 export const layer = (options: { readonly version: string }): Layer.Layer<never> =>
   Effect.gen(function* () {
-    if (Option.isNone(yield* endpoint)) return off
+    if (Option.isNone(yield* endpoint)) return Layer.empty
     // loaded only here, for it brings an HTTP client along
     const exporter = yield* Effect.promise(() => import("./otlpExporter.ts"))
     return exporter.layer(options)
@@ -29,6 +26,6 @@ export const layer = (options: { readonly version: string }): Layer.Layer<never>
     // the cause would repeat the variable's value, which may be a password
     Layer.catchCause((cause) => {
       const variable = /OTEL_\w+/.exec(Cause.pretty(cause))?.[0]
-      return Layer.merge(off, Layer.effectDiscard(Effect.logWarning("no traces are exported", { variable })))
+      return Layer.effectDiscard(Effect.logWarning("no traces are exported", { variable }))
     })
   )

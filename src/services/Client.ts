@@ -189,7 +189,7 @@ export const serve = Effect.fnUntraced(function* (
     underWay += payload.length
     return execute(opcode, payload, slot).pipe(
       Effect.tapError((error) => Effect.logInfo("command refused", { error: error.message })),
-      Effect.withSpan(ClientCommand.commandNames[opcode], { root: true, kind: "server" }),
+      Effect.withSpan(ClientCommand.commandNames[opcode], { root: true, kind: "server" }, { captureStackTrace: false }),
       Effect.match({
         onSuccess: (reply) => response(opcode, reply, false),
         onFailure: (error) => response(opcode, json({ msg: error.message }), true)

@@ -110,7 +110,7 @@ export const make = Effect.fnUntraced(function* (
   const run = yield* FiberSet.makeRuntime()
   const changed = Condition.make()
 
-  const span = yield* Effect.makeSpan("vm", { attributes: { vm: id } })
+  const span = yield* Effect.makeSpan("vm", { root: true, attributes: { vm: id } })
   yield* Effect.addFinalizer((exit) => Effect.sync(() => span.end(clock.currentTimeNanosUnsafe(), exit)))
 
   const routes = new Map<number, Session.Session>() // by both sequence numbers

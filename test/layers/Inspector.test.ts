@@ -53,19 +53,17 @@ describe("Inspector", () => {
   )
 
   const child = `
+    import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
     import * as Effect from "effect/Effect"
-    import * as Fiber from "effect/Fiber"
     import * as Logger from "effect/Logger"
     import * as Inspector from ${JSON.stringify(new URL("../../src/layers/Inspector.ts", import.meta.url).href)}
-    const fiber = Effect.runFork(
-      Inspector.open({ host: "127.0.0.1", port: 0 }).pipe(
-        Effect.tap((url) => Effect.sync(() => process.stdout.write(url))),
-        Effect.andThen(Effect.never),
-        Effect.scoped,
-        Effect.provide(Logger.layer([]))
-      )
-    )
-    process.once("SIGTERM", () => Effect.runFork(Fiber.interrupt(fiber)))`
+    Inspector.open({ host: "127.0.0.1", port: 0 }).pipe(
+      Effect.tap((url) => Effect.sync(() => process.stdout.write(url))),
+      Effect.andThen(Effect.never),
+      Effect.scoped,
+      Effect.provide(Logger.layer([])),
+      NodeRuntime.runMain({ teardown: (_, onExit) => onExit(0) })
+    )`
 
   it.live(
     "does not keep the daemon from ending while a debugger is attached",
