@@ -2,7 +2,6 @@
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import * as Cause from "effect/Cause"
-import * as Config from "effect/Config"
 import * as Console from "effect/Console"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -40,16 +39,15 @@ const duration = (name: string, description: string, standard: Duration.Duration
     Flag.withDefault(standard)
   )
 
-const level = Flag.Literals("log", LogLevel.names).pipe(
+const logLevel = Flag.Literals("log", LogLevel.names).pipe(
   Flag.withDescription("least severe level that is logged (default warn, or CC_PROXY_LOG_LEVEL)"),
   Flag.withAlias("v"),
   Flag.withMetavar("LEVEL"),
-  Flag.withFallbackConfig(Config.Literals(LogLevel.names, "CC_PROXY_LOG_LEVEL")),
   Flag.withDefault("warn" as const)
 )
 
 const flags = {
-  log: level,
+  log: logLevel,
   socketPath: Flag.String("socket-path").pipe(
     Flag.withDescription("where clients connect"),
     Flag.withMetavar("PATH"),
@@ -65,7 +63,9 @@ const flags = {
     Flag.optional
   ),
   ksm: Flag.Literals("ksm", ["initial", "off", "auto"]).pipe(
-    Flag.withDescription("kernel same-page merging: leave as it is, turn off, or follow the VMs (accepted, without effect yet)"),
+    Flag.withDescription(
+      "kernel same-page merging: leave as it is, turn off, or follow the VMs (accepted, without effect yet)"
+    ),
     Flag.withMetavar("MODE"),
     Flag.withDefault("auto" as const)
   ),
@@ -121,7 +121,11 @@ const boundStop = (settings: Settings) =>
   Effect.sync(() => {
     for (const signal of ["SIGTERM", "SIGINT"] as const)
       process.once(signal, () => {
-        setTimeout(() => process.exit(0), Duration.toMillis(settings.stopTimeout)).unref()
+        setTimeout(() => {
+          const after = Duration.format(settings.stopTimeout)
+          process.stderr.write(`${StderrLog.notice("the clean stop took too long: exiting all the same", { after })}\n`)
+          process.exit(0)
+        }, Duration.toMillis(settings.stopTimeout)).unref()
       })
   })
 
@@ -161,7 +165,11 @@ const demo = Command.make(
       Argument.variadic()
     )
   },
-  (config) => Effect.flatMap(Effect.promise(() => import("./demo/Demo.ts")), ({ run }) => run(config))
+  (config) =>
+    Effect.flatMap(
+      Effect.promise(() => import("./demo/Demo.ts")),
+      ({ run }) => run(config)
+    )
 ).pipe(Command.withDescription("Shows the daemon at work on real processes, with a simulated VM."))
 
 const Version = GlobalFlag.Action({
@@ -169,7 +177,10 @@ const Version = GlobalFlag.Action({
   run: (_, { version }) => Console.log(`cc-proxy version ${version}`)
 })
 
-const args = GoArgs.normalize(process.argv.slice(2), goFlags)
+const level = process.env["CC_PROXY_LOG_LEVEL"]
+
+// the last of a repeated flag wins, so what the environment says comes first
+const args = GoArgs.normalize([...(level ? [`-log=${level}`] : []), ...process.argv.slice(2)], goFlags)
 
 /** Errors, and the usage that goes with them, belong to stderr; what was asked for, to stdout. */
 const presenter: CliOutput.Presenter = {

@@ -101,11 +101,7 @@ export const serve = Effect.fnUntraced(function* (
 
   const accepted = (name: string, fields: Record<string, unknown>) => Effect.logInfo(name, fields)
 
-  const execute = (
-    opcode: Frame.Command,
-    payload: Uint8Array,
-    slot: Answer
-  ): Effect.Effect<Uint8Array, { readonly message: string }> => {
+  const execute = (opcode: Frame.Command, payload: Uint8Array, slot: Answer): Effect.Effect<Uint8Array, Told> => {
     switch (opcode) {
       case Frame.Command.RegisterVM:
         return Effect.gen(function* () {
@@ -192,7 +188,7 @@ export const serve = Effect.fnUntraced(function* (
       Effect.withSpan(ClientCommand.commandNames[opcode], { root: true, kind: "server" }, { captureStackTrace: false }),
       Effect.match({
         onSuccess: (reply) => response(opcode, reply, false),
-        onFailure: (error) => response(opcode, json({ msg: error.message }), true)
+        onFailure: (error) => response(opcode, json({ msg: error.told ?? error.message }), true)
       }),
       Effect.map((frame) => {
         slot.frames = goodbye ? [] : [frame]
@@ -251,7 +247,9 @@ export const serve = Effect.fnUntraced(function* (
   // a half-sent frame, while the proxy reads
   const frameMillis = Duration.toMillis(settings.frameTimeout)
   let frameDue = Number.POSITIVE_INFINITY
-  const watch = yield* Watchdog.make(
+  const watch = Watchdog.make(
+    run,
+    clock,
     () => frameDue,
     Effect.suspend(() => {
       frameDue = Number.POSITIVE_INFINITY

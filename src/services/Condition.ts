@@ -12,21 +12,22 @@ export interface Condition {
 }
 
 export const make = (): Condition => {
-  const waiters = new Set<() => void>()
+  let waiters: Set<() => void> | undefined // most conditions are never waited for
   return {
     until: (test) =>
       Effect.callback<void>((resume) => {
         if (test()) return resume(Effect.void)
+        const waiting = (waiters ??= new Set())
         const ask = () => {
           if (!test()) return
-          waiters.delete(ask)
+          waiting.delete(ask)
           resume(Effect.void)
         }
-        waiters.add(ask)
-        return Effect.sync(() => waiters.delete(ask))
+        waiting.add(ask)
+        return Effect.sync(() => waiting.delete(ask))
       }),
     notify() {
-      if (waiters.size > 0) for (const ask of Array.from(waiters)) ask()
+      if (waiters !== undefined && waiters.size > 0) for (const ask of Array.from(waiters)) ask()
     }
   }
 }

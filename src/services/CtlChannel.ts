@@ -5,7 +5,7 @@
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as FiberHandle from "effect/FiberHandle"
+import * as FiberSet from "effect/FiberSet"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
@@ -21,8 +21,13 @@ export class AgentRefused extends Schema.TaggedError<AgentRefused>()("AgentRefus
   command: Schema.String,
   text: Schema.String
 }) {
+  /** Without the agent's text, which may quote what it was sent: logs and traces hold no environments. */
   override get message(): string {
-    return `agent refused ${this.command}${this.text === "" ? "" : `: ${this.text}`}`
+    return `agent refused ${this.command}`
+  }
+  /** What the client is told. */
+  get told(): string {
+    return this.text === "" ? this.message : `${this.message}: ${this.text}`
   }
 }
 
@@ -91,6 +96,14 @@ export interface CtlChannel {
   readonly lose: (lost: VmLost) => void
 }
 
+/** What the channel tells of its own accord, inside the call that caused it. */
+export interface Handlers {
+  /** A message that is no reply. The payload may be a view, valid during the call. Returns what is to be logged. */
+  readonly event: (code: number, payload: Uint8Array) => Effect.Effect<void> | undefined
+  /** The channel has ended. */
+  readonly lost: (reason: VmLost) => void
+}
+
 interface Turn {
   readonly request: CtlRequest
   /** Milliseconds of the clock. */
@@ -113,18 +126,17 @@ const empty = new Uint8Array(0)
 const utf8 = new TextDecoder()
 
 /**
- * Takes the channel over. `onEvent` gets the messages that are no replies: a process event's payload, in a view that is
- * valid during the call.
+ * Takes the channel over. Run `run` once, in a fiber of its own.
  */
 export const make = Effect.fnUntraced(function* (
   wire: Wire,
-  onEvent: (code: number, payload: Uint8Array) => Effect.Effect<void> | undefined
+  handlers: Handlers
 ): Effect.fn.Return<CtlChannel, never, Scope.Scope> {
   const settings = yield* Settings
   const clock = yield* Clock.Clock
   const timeout = Duration.toMillis(settings.ctlTimeout)
   const changed = Condition.make()
-  const runResync = yield* FiberHandle.makeRuntime<never>()
+  const run = yield* FiberSet.makeRuntime()
 
   let state: "booting" | "ready" = "booting"
   let lost: VmLost | undefined
@@ -147,6 +159,7 @@ export const make = Effect.fnUntraced(function* (
     current = undefined
     for (const turn of turns) turn.resume?.(Effect.fail(reason))
     changed.notify()
+    handlers.lost(reason)
   }
 
   const write = (turn: Turn) => {
@@ -184,11 +197,11 @@ export const make = Effect.fnUntraced(function* (
     if (current !== undefined && !expired() && current.due <= now) {
       owed = 1
       logs.push(fail(current, true))
-      runResync(resynchronise)
+      run(resynchronise)
     }
     return Effect.all(logs, { discard: true })
   })
-  const watch = yield* Watchdog.make(due, expire)
+  const watch = Watchdog.make(run, clock, due, expire)
 
   /**
    * Pings until the channel is in step: either every reply has come, or one ping has had exactly one and nothing followed,
@@ -282,7 +295,7 @@ export const make = Effect.fnUntraced(function* (
           lose(new VmLost({ reason: `the agent sent code ${code} in place of READY` }))
           return undefined
         }
-        return onEvent(code, payload)
+        return handlers.event(code, payload)
     }
   }
 

@@ -44,11 +44,11 @@ export class Hyperstart extends Context.Service<
   {
     /**
      * Dials both channels and waits for READY; each has its deadline. The scope owns the sockets and the fiber that reads
-     * the control channel. `onEvent` gets what the agent says of its own accord (see `CtlChannel.make`).
+     * the control channel, which tells `handlers` what nobody asked for.
      */
     readonly connect: (
       sockets: VmSockets,
-      onEvent: (code: number, payload: Uint8Array) => Effect.Effect<void> | undefined
+      handlers: CtlChannel.Handlers
     ) => Effect.Effect<HyperstartConnection, ConnectFailed, Scope.Scope>
   }
 >()("cc-proxy/services/Hyperstart") {
@@ -74,14 +74,14 @@ export class Hyperstart extends Context.Service<
 
     const connect = Effect.fn("Hyperstart.connect")(function* (
       sockets: VmSockets,
-      onEvent: (code: number, payload: Uint8Array) => Effect.Effect<void> | undefined
+      handlers: CtlChannel.Handlers
     ): Effect.fn.Return<HyperstartConnection, ConnectFailed, Scope.Scope> {
       const [ctlWire, input] = yield* Effect.all([dial("ctl", sockets.ctl), dial("io", sockets.io)], {
         concurrency: "unbounded"
       })
       if (settings.debug && sockets.console !== undefined && sockets.console !== "")
         yield* Effect.forkScoped(Console.follow(dialer, sockets.console))
-      const ctl = yield* CtlChannel.make(ctlWire, onEvent)
+      const ctl = yield* CtlChannel.make(ctlWire, handlers)
       yield* Effect.forkScoped(Effect.ignore(ctl.run))
       // nothing comes on io before READY, but its end may
       const first = yield* Effect.forkScoped(input.pull, { startImmediately: true })
@@ -108,8 +108,8 @@ export class Hyperstart extends Context.Service<
     })
 
     return Hyperstart.of({
-      connect: (sockets, onEvent) =>
-        Effect.tapError(connect(sockets, onEvent), (error) =>
+      connect: (sockets, handlers) =>
+        Effect.tapError(connect(sockets, handlers), (error) =>
           Effect.logWarning("VM not registered", { reason: error.reason })
         )
     })

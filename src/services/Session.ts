@@ -290,7 +290,8 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
     backlog: () => outboxSize,
 
     feed(data) {
-      if (eof !== "none" || output.status() !== undefined) return
+      // what nobody can take any more is not kept: its shim must not stop at it
+      if (eof !== "none" || over !== undefined || output.status() !== undefined) return
       if (data.length === 0) {
         eof = "waiting"
       } else {
@@ -360,6 +361,7 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
       over ??= lost
       inbox = []
       inboxSize = 0
+      inboxAt = 0
       changed.notify()
     }
   }

@@ -26,9 +26,10 @@ export interface SessionEntry<E = unknown> {
   readonly close: () => void
 }
 
-/** What a signal may fail with: an error whose message is meant for the shim. */
+/** What a command may fail with: an error whose message is for the log and for the client, unless it has more to tell. */
 export interface Told {
   readonly message: string
+  readonly told?: string
 }
 
 export class Sessions extends Context.Service<

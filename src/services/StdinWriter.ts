@@ -70,7 +70,7 @@ export const make = Effect.fnUntraced(function* (
         const reply = yield* ctl
           .request({ command: "ping", code: CtlMessage.Code.ping, payload: empty })
           .pipe(Effect.result)
-        if (reply._tag === "Success") answered++
+        if (reply._tag === "Success" || reply.failure._tag === "AgentRefused") answered++
         else if (reply.failure._tag === "VmLost") return
       }
       pinging.delete(session)

@@ -82,12 +82,13 @@ export interface Vm {
   readonly allocate: (count: number) => ReadonlyArray<string>
   /** Sends one Hyper command and waits for the agent's reply. `payload` is the frame's, of which `hyper` was decoded. */
   readonly hyper: (hyper: Hyper, payload: Uint8Array) => Effect.Effect<Uint8Array, HyperFailure>
-  /** Completes as soon as a channel has ended. */
-  readonly lost: Effect.Effect<VmLost>
   /** Nobody needs to come back for what is left, once the VM is lost. */
   readonly unregister: () => void
-  /** Completes when the VM is gone, what its sessions had received is delivered, and every socket is closed. */
-  readonly run: Effect.Effect<void>
+  /**
+   * The rest of its life. Calls `onLost` as soon as a channel has ended; completes when what its sessions had received is
+   * delivered.
+   */
+  readonly run: (onLost: () => void) => Effect.Effect<void>
 }
 
 /** The first token gets 3 and 4; 1 and 2 are the null session's. Source: PROTOCOL.md, "Starting processes". */
@@ -146,7 +147,12 @@ export const make = Effect.fnUntraced(function* (
     return undefined
   }
 
-  const connection = yield* hyperstart.connect(sockets, onEvent)
+  const lose = (reason: VmLost) => {
+    lost ??= reason
+    changed.notify()
+  }
+
+  const connection = yield* hyperstart.connect(sockets, { event: onEvent, lost: lose })
   span.attribute("ready", true)
   const { ctl } = connection
   const stdin = yield* StdinWriter.make(connection.input, ctl)
@@ -397,11 +403,6 @@ export const make = Effect.fnUntraced(function* (
     Effect.catch((reason) => Effect.succeed(reason))
   )
 
-  const lose = (reason: VmLost) => {
-    lost ??= reason
-    changed.notify()
-  }
-
   /** Delivers what is left of a lost VM's session, and ends its shim's connection. */
   const finish = Effect.fnUntraced(function* (session: Session.Session, reason: VmLost) {
     for (;;) {
@@ -427,11 +428,11 @@ export const make = Effect.fnUntraced(function* (
     forget(session)
   })
 
-  const life = Effect.gen(function* () {
+  const life = Effect.fnUntraced(function* (onLost: () => void) {
     const reading = yield* Effect.forkScoped(Effect.tap(fanOut, (reason) => Effect.sync(() => lose(reason))))
-    yield* Effect.forkScoped(Effect.tap(ctl.ended, (reason) => Effect.sync(() => lose(reason))))
     yield* changed.until(() => lost !== undefined)
     const reason = lost!
+    onLost()
     // the other channel ends in the same moment, if the VM does: let it say what it still has to say
     yield* Effect.timeoutOption(ctl.ended, lastWords)
     ctl.lose(reason)
@@ -452,11 +453,10 @@ export const make = Effect.fnUntraced(function* (
     id,
     allocate,
     hyper,
-    lost: changed.until(() => lost !== undefined).pipe(Effect.map(() => lost!)),
     unregister() {
       unregistered = true
       changed.notify()
     },
-    run: Effect.annotateLogs(Effect.scoped(life), { vm: id })
+    run: (onLost) => Effect.scoped(life(onLost))
   }
 })

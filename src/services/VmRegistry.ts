@@ -101,29 +101,27 @@ export class VmRegistry extends Context.Service<
         ? Effect.fail(new BadTokenCount({ count, limit: settings.maxTokens }))
         : Effect.void
 
-    /** A VM's whole life after its registration. */
+    /** The rest of a registered VM's life. */
     const live = (vm: Vm.Vm, vmScope: Scope.Closeable) =>
-      vm.lost.pipe(
-        Effect.andThen(
-          Effect.sync(() => {
-            if (vms.get(vm.id) !== vm) return
-            vms.delete(vm.id)
-            rememberLost(vm.id, vm.unregister, clock.currentTimeMillisUnsafe() + lostIdMillis)
-          })
-        ),
-        Effect.forkChild({ startImmediately: true }),
-        Effect.andThen(vm.run),
-        Effect.ensuring(Scope.close(vmScope, Exit.void)),
-        Effect.ensuring(
-          Effect.sync(() => {
-            const remembered = lostIds.get(vm.id)
-            // keep the id, not the VM
-            if (remembered?.unregister === vm.unregister) lostIds.set(vm.id, { ...remembered, unregister: () => {} })
-            ended++
-            changed.notify()
-          })
+      vm
+        .run(() => {
+          if (vms.get(vm.id) !== vm) return
+          vms.delete(vm.id)
+          rememberLost(vm.id, vm.unregister, clock.currentTimeMillisUnsafe() + lostIdMillis)
+        })
+        .pipe(
+          Effect.ensuring(Scope.close(vmScope, Exit.void)),
+          Effect.ensuring(
+            Effect.sync(() => {
+              const remembered = lostIds.get(vm.id)
+              // keep the id, not the VM
+              if (remembered?.unregister === vm.unregister) lostIds.set(vm.id, { ...remembered, unregister: () => {} })
+              ended++
+              changed.notify()
+            })
+          ),
+          Effect.provideService(References.CurrentLogAnnotations, { vm: vm.id })
         )
-      )
 
     const register = Effect.fnUntraced(function* (command: RegisterVM) {
       const id = command.containerId

@@ -1,6 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, Fiber } from "effect"
-import { TestClock } from "effect/testing"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as TestClock from "effect/testing/TestClock"
 import * as CtlMessage from "../../src/domain/CtlMessage.ts"
 import * as CtlChannel from "../../src/services/CtlChannel.ts"
 import { defaults, Settings } from "../../src/services/Settings.ts"
@@ -16,9 +17,12 @@ const open = Effect.gen(function* () {
   const { a, b } = MemoryWire.pair("vm.ctl", "proxy")
   const written: Array<{ readonly code: number; readonly text: string }> = []
   const events: Array<{ readonly code: number; readonly text: string }> = []
-  const channel = yield* CtlChannel.make(a, (code, payload) => {
-    events.push({ code, text: text(payload) })
-    return undefined
+  const channel = yield* CtlChannel.make(a, {
+    event: (code, payload) => {
+      events.push({ code, text: text(payload) })
+      return undefined
+    },
+    lost: () => {}
   })
   yield* Effect.forkScoped(Effect.ignore(channel.run), { startImmediately: true })
   const parser = CtlMessage.makeParser()
@@ -71,7 +75,8 @@ describe("CtlChannel", () => {
       const second = yield* ask("startpod")
       say(Code.error, bytes("no such thing"))
       const error = yield* Effect.flip(Fiber.join(second))
-      assert.strictEqual(error.message, "agent refused startpod: no such thing")
+      assert.strictEqual(error.message, "agent refused startpod")
+      assert.propertyVal(error, "told", "agent refused startpod: no such thing")
       const third = yield* ask("startpod")
       say(Code.error)
       assert.strictEqual((yield* Effect.flip(Fiber.join(third))).message, "agent refused startpod")

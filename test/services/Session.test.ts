@@ -1,9 +1,10 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Bytes, Effect } from "effect"
-import { TestClock } from "effect/testing"
+import * as Bytes from "effect/Bytes"
+import * as Effect from "effect/Effect"
+import * as TestClock from "effect/testing/TestClock"
 import { Command } from "../../src/domain/Frame.ts"
 import * as CtlMessage from "../../src/domain/CtlMessage.ts"
-import { ack, type FakeAgent, likeC, silence } from "../support/FakeHyperstart.ts"
+import { ack, type FakeAgent, likeC, refuse, silence } from "../support/FakeHyperstart.ts"
 import { execCmd, newContainer, register, running, shimFor } from "../support/Pod.ts"
 import { TestProxy } from "../support/TestProxy.ts"
 
@@ -283,6 +284,16 @@ describe("stdin", () => {
           agent.commands.map(({ code }) => code),
           [Code.newcontainer]
         )
+      }).pipe(Effect.provide(TestProxy.layer()))
+    )
+
+    it.effect("takes a refused ping for an answered one", () =>
+      Effect.gen(function* () {
+        const { agent, shim } = yield* running("a", { respond: likeC(() => ack()) })
+        agent.respond = likeC(() => refuse())
+        shim.stdin(pattern(600))
+        yield* agent.until(() => stdinOf(agent, 3).bytes.length === 600)
+        assert.strictEqual(agent.commands.length, 5)
       }).pipe(Effect.provide(TestProxy.layer()))
     )
 

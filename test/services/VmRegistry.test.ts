@@ -1,6 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, Fiber } from "effect"
-import { TestClock } from "effect/testing"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as TestClock from "effect/testing/TestClock"
 import { Command } from "../../src/domain/Frame.ts"
 import * as CtlMessage from "../../src/domain/CtlMessage.ts"
 import { Sessions } from "../../src/services/Sessions.ts"
@@ -259,6 +260,23 @@ describe("a VM that is lost", () => {
       assert.strictEqual(shim.output(), "slowly")
       assert.strictEqual(shim.status(), 6)
     }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("reads on what a shim still sends, so that it gets to its output", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, shim } = yield* running("a")
+      shim.stopReading()
+      agent.exit(3, 6)
+      yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+      agent.powerOff()
+      yield* TestClock.adjust("1 seconds")
+      for (let i = 0; i < 10; i++) shim.stdin(new Uint8Array(100))
+      shim.send(Command.Signal, { signalNumber: 99 }) // behind all of it
+      shim.readAgain()
+      yield* shim.until(() => shim.ended())
+      assert.strictEqual(shim.status(), 6)
+      assert.match(shim.responses().at(-1)!.text, /invalid signal number 99/)
+    }).pipe(Effect.provide(TestProxy.layer({ stdinLimit: 100 })))
   )
 
   it.effect("touches no other VM", () =>
