@@ -12,6 +12,7 @@ const joinBelow = 2048
 /** A `Wire` over a connected socket that nobody reads yet. The caller owns the socket. */
 export const make = (socket: Net.Socket, peer: string): Wire => {
   let closed: WireClosed | undefined
+  let untaken = 0 // bytes that were pending when the wire closed
   const drainWaiters = new Set<() => void>()
   // reading stops when a chunk comes that nobody waits for, and starts again with the next wait
   const mailbox = Mailbox.make<Uint8Array, WireClosed>(() => {
@@ -21,6 +22,7 @@ export const make = (socket: Net.Socket, peer: string): Wire => {
   const close = (cause?: unknown) => {
     if (closed !== undefined) return
     closed = new WireClosed({ peer, ...(cause !== undefined && { cause }) })
+    untaken = socket.writableLength
     mailbox.fail(closed)
     for (const wake of drainWaiters) wake()
     drainWaiters.clear()
@@ -59,7 +61,7 @@ export const make = (socket: Net.Socket, peer: string): Wire => {
       for (const chunk of chunks) socket.write(chunk, written)
       socket.uncork()
     },
-    pending: () => (closed === undefined ? socket.writableLength : 0),
+    pending: () => (closed === undefined ? socket.writableLength : untaken),
     drained: Effect.callback<void, WireClosed>((resume) => {
       if (closed !== undefined) return resume(Effect.fail(closed))
       if (socket.writableLength === 0) return resume(Effect.void)

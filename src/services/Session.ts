@@ -68,7 +68,7 @@ export interface Session {
   readonly flush: () => void
   /** The exit status, told by an event. */
   readonly exit: (status: number) => void
-  /** Bytes of output that wait. */
+  /** Bytes of output that wait, here or in the shim's wire. */
   readonly backlog: () => number
 
   /** Takes stdin, or its end where `data` is empty. A view is copied if it has to wait. */
@@ -160,7 +160,9 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
   const hand = (slice: ReadonlyArray<Uint8Array>) => {
     const wire = shim!.wire
     wire.offer(slice)
-    handed = wire.pending() > 0 ? slice : []
+    if (wire.pending() === 0) return
+    handed = slice
+    changed.notify() // `drain` has something to wait for
   }
 
   /** Takes what waits, up to a slice, but one chunk at least. */
@@ -232,9 +234,11 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
     drain: (candidate) =>
       Effect.gen(function* () {
         for (;;) {
-          yield* changed.until(() => outbox.length > 0)
+          yield* changed.until(() => attached && (outbox.length > 0 || handed.length > 0))
           yield* Effect.catch(candidate.wire.drained, () => Effect.never)
+          handed = []
           flush()
+          changed.notify()
         }
       }),
 
@@ -287,7 +291,7 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
       flush()
       hooks.exited(status)
     },
-    backlog: () => outboxSize,
+    backlog: () => outboxSize + (shim !== undefined && handed.length > 0 ? shim.wire.pending() : 0),
 
     feed(data) {
       // what nobody can take any more is not kept: its shim must not stop at it

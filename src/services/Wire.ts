@@ -31,7 +31,7 @@ export interface Wire {
    * once the wire is closed.
    */
   readonly offer: (chunks: ReadonlyArray<Uint8Array>) => void
-  /** Bytes that the kernel has not taken yet. */
+  /** Bytes that the kernel has not taken yet; once the wire is closed, those that it never will. */
   readonly pending: () => number
   /** Waits until nothing is pending. Any number of callers. */
   readonly drained: Effect.Effect<void, WireClosed>
