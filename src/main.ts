@@ -210,7 +210,8 @@ const program = Effect.gen(function* () {
 
 /** Tells why on stderr, where nobody else has. */
 const exitCode = (exit: Exit.Exit<unknown, unknown>): number => {
-  if (Exit.isSuccess(exit) || Cause.hasInterruptsOnly(exit.cause)) return 0
+  if (Exit.isSuccess(exit)) return Number(process.exitCode ?? 0) // the demo ends with its command's
+  if (Cause.hasInterruptsOnly(exit.cause)) return 0
   const error: unknown = Option.getOrUndefined(Exit.findErrorOption(exit))
   if (error instanceof GoArgs.FlagError) return 2
   if (CliError.isCliError(error)) return error._tag === "ShowHelp" && error.errors.length === 0 ? 0 : 2

@@ -64,6 +64,12 @@ const json = (value: unknown): Uint8Array => utf8.encode(JSON.stringify(value))
 const response = (opcode: number, payload: Uint8Array, inError: boolean): Uint8Array =>
   Frame.encode({ type: Frame.FrameType.response, opcode, inError, payload })
 
+/** Bytes read ahead of what may be handled: more than a socket's buffer holds, so that the end behind it is seen. */
+const maxAhead = 256 * 1024
+
+/** Millis that a claim waits for the end of an earlier one. */
+const claimGrace = 100
+
 const levels = { debug: "Debug", info: "Info", warn: "Warn", error: "Error" } as const
 
 /** Serves one client until it leaves, breaks the protocol, or is ended from within. The scope owns the connection. */
@@ -148,12 +154,18 @@ export const serve = Effect.fnUntraced(function* (
           const { token } = yield* Effect.fromResult(ClientCommand.decodeConnectShim(payload))
           if (shim !== undefined) return yield* new CommandRefused({ reason: "this shim has claimed a token already" })
           const link: Shim = { wire, end: (reason) => run(end(reason)) }
-          const entry = yield* Effect.fromResult(sessions.claim(token, link))
+          const entry = yield* Effect.fromResult(sessions.find(token))
+          const { session } = entry
+          // the end of the last shim's connection may be on its way; an error would make this one give up for good
+          const free = () => session.state().shim === undefined
+          if (!free()) yield* Effect.timeoutOption(session.until(free), claimGrace)
+          const refused = session.claim(link)
+          if (refused !== undefined) return yield* refused
           shim = { link, entry }
           yield* Effect.annotateCurrentSpan({ vm: entry.vm })
           yield* accepted("ConnectShim", { vm: entry.vm, token: ClientCommand.redactToken(token) })
-          run(entry.session.drain(link))
-          slot.after = () => entry.session.attach(link)
+          run(session.drain(link))
+          slot.after = () => session.attach(link)
           return empty
         })
       case Frame.Command.DisconnectShim:
@@ -210,11 +222,26 @@ export const serve = Effect.fnUntraced(function* (
     })
 
   const ahead: Array<Uint8Array> = []
-  /** Reads on by a chunk, only to see whether the client leaves. */
-  const readAhead = wire.pull.pipe(
-    Effect.map((chunk) => void ahead.push(chunk)),
-    Effect.andThen(Effect.never)
-  )
+  let aheadSize = 0
+  let leaving = false
+  /**
+   * Reads on while nothing may be handled, only to see whether the client leaves: as far as a client that is gone can have
+   * sent.
+   */
+  const readAhead = Effect.gen(function* () {
+    while (aheadSize < maxAhead) {
+      const chunk = yield* wire.pull
+      ahead.push(chunk)
+      aheadSize += chunk.length
+    }
+    return yield* Effect.never
+  })
+  const next = Effect.suspend(() => {
+    const chunk = ahead.shift()
+    if (chunk === undefined) return wire.pull
+    aheadSize -= chunk.length
+    return Effect.succeed(chunk)
+  })
 
   const handle = (
     frame: Frame.Frame
@@ -226,6 +253,7 @@ export const serve = Effect.fnUntraced(function* (
       shim.entry.session.feed(frame.payload)
       return undefined
     }
+    if (leaving) return undefined // nobody waits for the answer
     const opcode = frame.opcode as Frame.Command
     const performed = perform(opcode, Bytes.keep(frame.payload))
     switch (opcode) {
@@ -264,21 +292,24 @@ export const serve = Effect.fnUntraced(function* (
     )
 
   const room = () =>
-    answers.length < settings.maxPipelined &&
-    underWay <= settings.payloadLimits.hyper &&
-    wire.pending() <= settings.outboxLimit &&
-    (shim === undefined || shim.entry.session.unfed() <= settings.stdinLimit)
+    leaving ||
+    (answers.length < settings.maxPipelined &&
+      underWay <= settings.payloadLimits.hyper &&
+      wire.pending() <= settings.outboxLimit &&
+      (shim === undefined || shim.entry.session.unfed() <= settings.stdinLimit))
 
   const roomAgain = Effect.suspend(() => {
     const waits = [changed.until(room)]
     if (shim !== undefined) waits.push(shim.entry.session.until(room))
     if (wire.pending() > settings.outboxLimit) waits.push(Effect.ignore(wire.drained))
+    // a shim that has died must not keep its token
+    waits.push(Effect.catch(readAhead, () => Effect.sync(() => (leaving = true))))
     return Effect.raceAllFirst(waits)
   })
 
   const loop = Effect.gen(function* () {
     for (;;) {
-      const chunk = ahead.shift() ?? (yield* wire.pull)
+      const chunk = yield* next
       frameDue = Number.POSITIVE_INFINITY
       const frames: Array<Frame.Frame> = []
       const parsed = parser.push(chunk, (frame) => void frames.push(frame))

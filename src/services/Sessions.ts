@@ -5,7 +5,7 @@ import * as Layer from "effect/Layer"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import { redactToken, type Signal } from "../domain/ClientCommand.ts"
-import type { Session, SessionError, Shim } from "./Session.ts"
+import type { Session } from "./Session.ts"
 import { TokenSource } from "./TokenSource.ts"
 
 /** No session has this token: it never had one, or the session has ended. Shows a short prefix only. */
@@ -39,7 +39,6 @@ export class Sessions extends Context.Service<
     readonly token: () => string
     readonly add: (entry: SessionEntry<Told>) => void
     readonly find: (token: string) => Result.Result<SessionEntry<Told>, UnknownToken>
-    readonly claim: (token: string, shim: Shim) => Result.Result<SessionEntry<Told>, UnknownToken | SessionError>
     readonly forget: (token: string) => void
     readonly size: () => number
   }
@@ -48,21 +47,15 @@ export class Sessions extends Context.Service<
     Sessions,
     Effect.map(TokenSource, ({ next }) => {
       const entries = new Map<string, SessionEntry<Told>>()
-      const find = (token: string): Result.Result<SessionEntry<Told>, UnknownToken> => {
-        const entry = entries.get(token)
-        return entry === undefined
-          ? Result.fail(new UnknownToken({ prefix: redactToken(token) }))
-          : Result.succeed(entry)
-      }
       return Sessions.of({
         token: next,
         add: (entry) => void entries.set(entry.session.token, entry),
-        find,
-        claim: (token, shim) =>
-          Result.flatMap(find(token), (entry): Result.Result<SessionEntry<Told>, SessionError> => {
-            const refused = entry.session.claim(shim)
-            return refused === undefined ? Result.succeed(entry) : Result.fail(refused)
-          }),
+        find: (token) => {
+          const entry = entries.get(token)
+          return entry === undefined
+            ? Result.fail(new UnknownToken({ prefix: redactToken(token) }))
+            : Result.succeed(entry)
+        },
         forget: (token) => void entries.delete(token),
         size: () => entries.size
       })

@@ -200,7 +200,7 @@ export const make = Effect.fnUntraced(function* (
     let written = false
     const asked = Effect.gen(function* () {
       yield* session
-        .until(() => session.state().attached || session.state().over !== undefined)
+        .until(() => session.state().attached)
         .pipe(
           Effect.timeoutOrElse({
             duration: settings.shimTimeout,
@@ -211,8 +211,6 @@ export const make = Effect.fnUntraced(function* (
           }),
           Effect.tapError((error) => Effect.logWarning(error.message))
         )
-      const { over } = session.state()
-      if (over !== undefined) return yield* over
       mark(session, "shim connected")
       return yield* ctl.request({
         ...request,
@@ -229,16 +227,19 @@ export const make = Effect.fnUntraced(function* (
         }
       })
     })
-    const killed = session
-      .until(() => session.state().status !== undefined && !written)
-      .pipe(
-        Effect.andThen(
-          new Session.SessionError({
-            reason: `process of token ${redactToken(session.token)} was killed before its start`
-          })
-        )
+    // what has been written takes its course, whatever becomes of the session
+    const withdrawn = Effect.gen(function* () {
+      yield* session.until(
+        () => !written && (session.state().status !== undefined || session.state().over !== undefined)
       )
-    return yield* Effect.raceFirst(asked, killed).pipe(
+      return yield* (
+        session.state().over ??
+        new Session.SessionError({
+          reason: `process of token ${redactToken(session.token)} was killed before its start`
+        })
+      )
+    })
+    return yield* Effect.raceFirst(asked, withdrawn).pipe(
       Effect.ensuring(
         Effect.sync(() => {
           if (written) return

@@ -22,6 +22,10 @@ import * as Waiters from "./Waiters.ts"
 
 const SIGKILL = 9
 const SIGCONT = 18
+const SIGSTOP = 19
+
+/** Milliseconds between two attempts to wake a `script` that may have stopped itself. */
+const wakeInterval = 50
 
 /** The environment an agent starts with; a process's own variables replace and join these. */
 const baseEnvironment = { PATH: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", HOME: "/" }
@@ -150,8 +154,10 @@ export const start = Effect.fnUntraced(function* ({
     const exited = Deferred.makeUnsafe<number>()
     const started = Deferred.makeUnsafe<void>()
     let ended = false
+    let waker: NodeJS.Timeout | undefined
     const onExit = (code: number) => {
       ended = true
+      clearInterval(waker)
       sockets.stdin.destroy()
       Deferred.doneUnsafe(exited, Exit.succeed(code))
       Deferred.doneUnsafe(started, Exit.void)
@@ -175,6 +181,8 @@ export const start = Effect.fnUntraced(function* ({
     for (const fd of [input.read, output.write, third.write]) Fs.closeSync(fd)
 
     const top = child?.pid === undefined ? undefined : { pid: child.pid, ended: () => ended }
+    const launcher = terminal ? top : undefined
+    const wake = () => launcher !== undefined && ProcessTree.signal(launcher.pid, SIGCONT)
     let leader = terminal ? undefined : top
     let tty: string | undefined
     if (terminal) {
@@ -201,13 +209,17 @@ export const start = Effect.fnUntraced(function* ({
       started: Deferred.await(started),
       exited: Deferred.await(exited),
       leader: () => leader,
-      launcher: terminal ? top : undefined,
+      launcher,
       signal(number) {
         if (ended || leader === undefined) return
         ProcessTree.signal(leader.pid, number)
-        // `script` stops itself when its child stops: it has to go on with it
-        if (terminal && top !== undefined && (number === SIGKILL || number === SIGCONT)) {
-          ProcessTree.signal(top.pid, SIGCONT)
+        // When its child is stopped `script` stops too, sooner or later; once the child is to go on, it must not stay so.
+        if (launcher === undefined) return
+        if (number === SIGSTOP) clearInterval(waker)
+        if (number === SIGCONT || number === SIGKILL) {
+          clearInterval(waker)
+          waker = setInterval(wake, wakeInterval)
+          wake()
         }
       },
       resize: (rows, columns) =>

@@ -1,6 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Bytes from "effect/Bytes"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as TestClock from "effect/testing/TestClock"
 import { Command } from "../../src/domain/Frame.ts"
 import * as CtlMessage from "../../src/domain/CtlMessage.ts"
@@ -141,12 +142,60 @@ describe("claims", () => {
       const { shim, token } = yield* running("a")
       const { connect } = yield* TestProxy
       const second = yield* connect
-      assert.strictEqual(yield* second.refused(Command.ConnectShim, { token }), "token already claimed: token-…")
+      const refused = yield* Effect.forkChild(second.refused(Command.ConnectShim, { token }), {
+        startImmediately: true
+      })
+      yield* TestClock.adjust("100 millis")
+      assert.strictEqual(yield* Fiber.join(refused), "token already claimed: token-…")
       assert.strictEqual(
         yield* second.refused(Command.ConnectShim, { token: "x".repeat(44) }),
         "unknown token: xxxxxx…"
       )
       assert.match(yield* shim.refused(Command.ConnectShim, { token }), /claimed a token already/)
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("wait for the end of an earlier one that is on its way", () =>
+    Effect.gen(function* () {
+      const { shim, token } = yield* running("a")
+      const second = yield* (yield* TestProxy).connect
+      const claimed = yield* Effect.forkChild(second.ask(Command.ConnectShim, { token }), { startImmediately: true })
+      yield* TestClock.adjust("99 millis")
+      assert.isUndefined(claimed.pollUnsafe())
+      shim.leave()
+      yield* Fiber.join(claimed)
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("end with their shim, even if its stdin is not read for now", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, tokens } = yield* register("a", 1)
+      const shim = yield* shimFor(tokens[0])
+      const sent = pattern(10_000)
+      for (let at = 0; at < sent.length; at += 500) shim.stdin(sent.subarray(at, at + 500))
+      shim.send(Command.Signal, { signalNumber: 1 })
+      shim.leave()
+      yield* shimFor(tokens[0])
+      yield* runtime.ask(Command.Hyper, newContainer(tokens[0]))
+      yield* agent.until(() => stdinOf(agent, 3).bytes.length === sent.length)
+      assert.deepStrictEqual(stdinOf(agent, 3).bytes, sent)
+      assert.strictEqual(agent.commands.length, 1)
+    }).pipe(Effect.provide(TestProxy.layer({ stdinLimit: 1000 })))
+  )
+
+  it.effect("end with DisconnectShim, which takes a start along that has not been written", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, tokens } = yield* register("a", 1, { respond: () => silence })
+      const shim = yield* shimFor(tokens[0])
+      runtime.send(Command.Hyper, { hyperName: "readfile" })
+      runtime.send(Command.Hyper, newContainer(tokens[0]))
+      yield* agent.until(() => agent.commands.length === 1)
+      shim.send(Command.DisconnectShim, {})
+      yield* shim.until(() => shim.ended())
+      agent.ctl(Code.ack)
+      yield* runtime.until(() => runtime.responses().length === 3)
+      assert.match(runtime.responses()[2]!.text, /the shim has disconnected/)
+      assert.strictEqual(agent.commands.length, 1)
     }).pipe(Effect.provide(TestProxy.layer()))
   )
 
