@@ -25,42 +25,51 @@ export interface Assembly {
   readonly finish: () => Uint8Array
 }
 
-/** An `Assembly` that holds nothing until its first `begin`. */
-export const make = (): Assembly => {
-  let buffer: Uint8Array = new Uint8Array(0)
-  let size = 0
-  let filled = 0
+const nothing = new Uint8Array(0)
 
-  return {
-    active: () => size > 0,
-    begin(total) {
-      size = total
-      filled = 0
-      buffer = new Uint8Array(Math.min(total, initialCapacity))
-    },
-    extend(total) {
-      size = total
-    },
-    take(chunk, offset, end) {
-      const taken = Math.min(size - filled, end - offset)
-      const needed = filled + taken
-      if (needed > buffer.length) {
-        const grown = new Uint8Array(Math.min(size, Math.max(needed, buffer.length * 2)))
-        grown.set(buffer.subarray(0, filled))
-        buffer = grown
-      }
-      buffer.set(chunk.subarray(offset, offset + taken), filled)
-      filled = needed
-      return taken
-    },
-    complete: () => filled === size,
-    bytes: () => buffer.subarray(0, filled),
-    finish() {
-      const whole = buffer.subarray(0, filled)
-      buffer = new Uint8Array(0)
-      size = 0
-      filled = 0
-      return whole
+/** A class, as every socket has one: methods cost nothing an instance. */
+class Collector implements Assembly {
+  #buffer: Uint8Array = nothing
+  #size = 0
+  #filled = 0
+
+  active() {
+    return this.#size > 0
+  }
+  begin(total: number) {
+    this.#size = total
+    this.#filled = 0
+    this.#buffer = new Uint8Array(Math.min(total, initialCapacity))
+  }
+  extend(total: number) {
+    this.#size = total
+  }
+  take(chunk: Uint8Array, offset: number, end: number) {
+    const taken = Math.min(this.#size - this.#filled, end - offset)
+    const needed = this.#filled + taken
+    if (needed > this.#buffer.length) {
+      const grown = new Uint8Array(Math.min(this.#size, Math.max(needed, this.#buffer.length * 2)))
+      grown.set(this.#buffer.subarray(0, this.#filled))
+      this.#buffer = grown
     }
+    this.#buffer.set(chunk.subarray(offset, offset + taken), this.#filled)
+    this.#filled = needed
+    return taken
+  }
+  complete() {
+    return this.#filled === this.#size
+  }
+  bytes() {
+    return this.#buffer.subarray(0, this.#filled)
+  }
+  finish() {
+    const whole = this.bytes()
+    this.#buffer = nothing
+    this.#size = 0
+    this.#filled = 0
+    return whole
   }
 }
+
+/** An `Assembly` that holds nothing until its first `begin`. */
+export const make = (): Assembly => new Collector()

@@ -11,37 +11,44 @@ export interface Mailbox<A, E> {
   readonly clear: () => ReadonlyArray<A>
 }
 
-/** An empty mailbox. `onWait` runs whenever a fiber begins to wait. */
-export const make = <A, E>(onWait: () => void = () => {}): Mailbox<A, E> => {
-  const items: Array<A> = []
-  let failure: { readonly error: E } | undefined
-  let waiter: ((next: Effect.Effect<A, E>) => void) | undefined
-  return {
-    take: Effect.callback<A, E>((resume) => {
-      if (items.length > 0) return resume(Effect.succeed(items.shift()!))
-      if (failure !== undefined) return resume(Effect.fail(failure.error))
-      waiter = resume
-      onWait()
-      return Effect.sync(() => {
-        if (waiter === resume) waiter = undefined
-      })
-    }),
-    offer(item) {
-      if (waiter === undefined) {
-        items.push(item)
-        return false
-      }
-      const resume = waiter
-      waiter = undefined
-      resume(Effect.succeed(item))
-      return true
-    },
-    fail(error) {
-      failure ??= { error }
-      const resume = waiter
-      waiter = undefined
-      resume?.(Effect.fail(failure.error))
-    },
-    clear: () => items.splice(0)
+class Queue<A, E> implements Mailbox<A, E> {
+  readonly #onWait: () => void
+  #items: Array<A> = []
+  #failure: { readonly error: E } | undefined
+  #waiter: ((next: Effect.Effect<A, E>) => void) | undefined
+
+  constructor(onWait: () => void) {
+    this.#onWait = onWait
+  }
+  readonly take = Effect.callback<A, E>((resume) => {
+    if (this.#items.length > 0) return resume(Effect.succeed(this.#items.shift()!))
+    if (this.#failure !== undefined) return resume(Effect.fail(this.#failure.error))
+    this.#waiter = resume
+    this.#onWait()
+    return Effect.sync(() => {
+      if (this.#waiter === resume) this.#waiter = undefined
+    })
+  })
+  offer(item: A) {
+    const resume = this.#waiter
+    if (resume === undefined) {
+      this.#items.push(item)
+      return false
+    }
+    this.#waiter = undefined
+    resume(Effect.succeed(item))
+    return true
+  }
+  fail(error: E) {
+    this.#failure ??= { error }
+    const resume = this.#waiter
+    this.#waiter = undefined
+    resume?.(Effect.fail(this.#failure.error))
+  }
+  clear() {
+    return this.#items.splice(0)
   }
 }
+
+/** An empty mailbox. `onWait` runs whenever a fiber begins to wait. */
+export const make = <A, E>(onWait: () => void = () => {}): Mailbox<A, E> => new Queue(onWait)

@@ -301,9 +301,10 @@ export const serve = Effect.fnUntraced(function* (
   const roomAgain = Effect.suspend(() => {
     const waits = [changed.until(room)]
     if (shim !== undefined) waits.push(shim.entry.session.until(room))
-    if (wire.pending() > settings.outboxLimit) waits.push(Effect.ignore(wire.drained))
+    const left = () => Effect.sync(() => (leaving = true))
+    if (wire.pending() > settings.outboxLimit) waits.push(Effect.catch(wire.drained, left))
     // a shim that has died must not keep its token
-    waits.push(Effect.catch(readAhead, () => Effect.sync(() => (leaving = true))))
+    waits.push(Effect.catch(readAhead, left))
     return Effect.raceAllFirst(waits)
   })
 
@@ -318,6 +319,7 @@ export const serve = Effect.fnUntraced(function* (
         if (handled !== undefined) yield* handled
         if (goodbye) return
       }
+      shim?.entry.session.pump()
       if (Result.isFailure(parsed)) return yield* parsed.failure
       while (!room()) yield* roomAgain
       if (parser.midFrame()) {

@@ -14,7 +14,11 @@ export const follow = (dialer: Dialer["Service"], path: string): Effect.Effect<v
   Effect.gen(function* () {
     const wire = yield* dialer.dial(path)
     let rest: Uint8Array = new Uint8Array(0)
-    const log = (line: Uint8Array) => Effect.logDebug(utf8.decode(line).replace(/\r+$/, ""))
+    const log = Effect.fnUntraced(function* (line: Uint8Array) {
+      let at = 0
+      do yield* Effect.logDebug(utf8.decode(line.subarray(at, at + maxLine)).replace(/\r+$/, ""))
+      while ((at += maxLine) < line.length)
+    })
     const lines = Effect.gen(function* () {
       for (;;) {
         const chunk = yield* wire.pull
@@ -25,7 +29,7 @@ export const follow = (dialer: Dialer["Service"], path: string): Effect.Effect<v
           start = end + 1
         }
         rest = Bytes.concat([rest, chunk.subarray(start)])
-        for (; rest.length >= maxLine; rest = rest.slice(maxLine)) yield* log(rest.subarray(0, maxLine))
+        for (; rest.length > maxLine; rest = rest.slice(maxLine)) yield* log(rest.subarray(0, maxLine))
       }
     })
     yield* lines.pipe(

@@ -7,7 +7,7 @@
 import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import type * as Agent from "../domain/Agent.ts"
-import * as Bytes from "../domain/Bytes.ts"
+import { ByteQueue } from "../domain/ByteQueue.ts"
 import { redactToken } from "../domain/ClientCommand.ts"
 import type { ProcessStart } from "../domain/HyperData.ts"
 import * as IoMessage from "../domain/IoMessage.ts"
@@ -54,7 +54,7 @@ export interface Session {
   readonly drain: (shim: Shim) => Effect.Effect<never>
 
   /** Reserves the session for one process. */
-  readonly begin: (start: ProcessStart) => SessionError | undefined
+  readonly begin: (start: ProcessStart) => SessionError | VmLost | undefined
   readonly written: () => void
   /** What became of the start: it runs, or another may be tried. */
   readonly settled: (started: boolean) => void
@@ -62,6 +62,8 @@ export interface Session {
    * Ends a process that nothing has been written for, with status 0. False where it is too late for that.
    */
   readonly killUnstarted: () => boolean
+  /** What a start fails with that `killUnstarted` came before. */
+  readonly killed: () => SessionError
 
   /** Takes the ownership of a run of output. Follow it with `flush`, once a batch. Returns bytes dropped after the end. */
   readonly deliver: (run: IoMessage.Run) => number
@@ -71,8 +73,10 @@ export interface Session {
   /** Bytes of output that wait, here or in the shim's wire. */
   readonly backlog: () => number
 
-  /** Takes stdin, or its end where `data` is empty. A view is copied if it has to wait. */
+  /** Takes stdin, or its end where `data` is empty. Follow it with `pump`, once a batch. */
   readonly feed: (data: Uint8Array) => void
+  /** Sends stdin, if the process has started. */
+  readonly pump: () => void
   /** Bytes of stdin that wait. */
   readonly unfed: () => number
   /** Takes up to `size` bytes of messages for the agent, in a buffer of its own; `undefined` where none may be sent now. */
@@ -121,17 +125,13 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
   let over: SessionError | VmLost | undefined
   let heard = false
 
-  // output: the batch that is being delivered, what waits, and the last that was handed over
+  // output: the range that is being extended, what waits, in whole frames, and the last that was handed over
   let open: { readonly bytes: Uint8Array; readonly start: number; end: number } | undefined
-  let batch: Array<Uint8Array> = []
-  let outbox: Array<Uint8Array> = []
-  let outboxSize = 0
+  const outbox = new ByteQueue()
   let handed: ReadonlyArray<Uint8Array> = []
 
   // stdin
-  let inbox: Array<Uint8Array> = []
-  let inboxSize = 0
-  let inboxAt = 0 // bytes of inbox[0] already taken
+  const inbox = new ByteQueue()
   let eof: "none" | "waiting" | "sent" = "none"
   let window = Number.POSITIVE_INFINITY
 
@@ -146,51 +146,40 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
 
   const seal = () => {
     if (open === undefined) return
-    batch.push(
+    outbox.push(
       open.start === 0 && open.end === open.bytes.length ? open.bytes : open.bytes.subarray(open.start, open.end)
     )
     open = undefined
   }
 
-  const enqueue = (bytes: Uint8Array) => {
-    outbox.push(bytes)
-    outboxSize += bytes.length
-  }
-
-  const hand = (slice: ReadonlyArray<Uint8Array>) => {
-    const wire = shim!.wire
-    wire.offer(slice)
-    if (wire.pending() === 0) return
-    handed = slice
-    changed.notify() // `drain` has something to wait for
-  }
-
-  /** Takes what waits, up to a slice, but one chunk at least. */
-  const takeSlice = (): ReadonlyArray<Uint8Array> => {
-    let count = 0
-    let size = 0
-    do size += outbox[count++]!.length
-    while (count < outbox.length && size + outbox[count]!.length <= sliceSize)
-    outboxSize -= size
-    return outbox.splice(0, count)
+  /** Hands over what waits, up to a slice at a time, as long as the shim keeps up. */
+  const send = (wire: Wire) => {
+    while (outbox.size > 0 && wire.pending() === 0) {
+      const slice = outbox.take(sliceSize)
+      wire.offer(slice)
+      if (wire.pending() > 0) handed = slice
+    }
   }
 
   const flush = () => {
     seal()
-    const wire = attached ? shim!.wire : undefined
-    if (wire !== undefined && outbox.length === 0 && wire.pending() === 0) {
-      if (batch.length > 0) hand(batch)
-      batch = []
-      return
-    }
-    if (batch.length > 0) enqueue(batch.length === 1 ? Bytes.keep(batch[0]!) : Bytes.concat(batch))
-    batch = []
-    if (wire !== undefined) while (outbox.length > 0 && wire.pending() === 0) hand(takeSlice())
-    changed.notify()
+    if (attached) send(shim!.wire)
+    if (outbox.size > 0) outbox.settle()
+    if (outbox.size > 0 || handed.length > 0) changed.notify()
   }
 
+  /** The process has ended: its shim may be stuck in writing stdin, and would never read the status. */
+  const exited = (status: number) => {
+    inbox.clear()
+    changed.notify()
+    hooks.exited(status)
+  }
+
+  const killed = () =>
+    new SessionError({ reason: `process of token ${redactToken(token)} was killed before its start` })
+
   const wake = () => {
-    if (phase === "started" && over === undefined && (inboxSize > 0 || eof === "waiting")) hooks.stdin(self)
+    if (phase === "started" && over === undefined && (inbox.size > 0 || eof === "waiting")) hooks.stdin(self)
   }
 
   const self: Session = {
@@ -223,8 +212,7 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
       if (shim !== candidate) return
       if (attached && candidate.wire.pending() > 0) {
         // the kernel did not take all of the last slice, so the shim cannot have read it to its end
-        outbox.unshift(...handed)
-        for (const bytes of handed) outboxSize += bytes.length
+        outbox.unshift(handed)
       }
       handed = []
       shim = undefined
@@ -234,7 +222,7 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
     drain: (candidate) =>
       Effect.gen(function* () {
         for (;;) {
-          yield* changed.until(() => attached && (outbox.length > 0 || handed.length > 0))
+          yield* changed.until(() => attached && (outbox.size > 0 || handed.length > 0))
           yield* Effect.catch(candidate.wire.drained, () => Effect.never)
           handed = []
           flush()
@@ -243,10 +231,10 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
       }),
 
     begin(start) {
-      if (over !== undefined || output.status() !== undefined)
-        return new SessionError({ reason: `process of token ${redactToken(token)} was killed before its start` })
+      if (over !== undefined) return over
       if (phase !== "idle")
         return new SessionError({ reason: `token already used: ${redactToken(token)} has started a process` })
+      if (output.status() !== undefined) return killed()
       phase = "waiting"
       process = start
       return undefined
@@ -260,14 +248,15 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
       changed.notify()
       wake()
     },
+    killed,
     killUnstarted() {
       if (phase === "written" || phase === "started") return false
       const frame = output.exit(0, "never started")
       if (frame !== undefined) {
-        enqueue(frame)
+        outbox.push(frame)
         // the response to the signal follows, so this leaves now: 13 bytes, even to a shim that is behind
-        if (attached) hand(takeSlice())
-        changed.notify()
+        if (attached) shim!.wire.offer(outbox.take(sliceSize))
+        exited(0)
       }
       return true
     },
@@ -280,7 +269,7 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
       const running = output.status() === undefined
       const dropped = output.rewrite(run, emit)
       const status = output.status()
-      if (running && status !== undefined) hooks.exited(status)
+      if (running && status !== undefined) exited(status)
       return dropped
     },
     flush,
@@ -289,83 +278,60 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
       if (frame === undefined) return
       emit(frame, 0, frame.length)
       flush()
-      hooks.exited(status)
+      exited(status)
     },
-    backlog: () => outboxSize + (shim !== undefined && handed.length > 0 ? shim.wire.pending() : 0),
+    backlog: () => outbox.size + (shim !== undefined && handed.length > 0 ? shim.wire.pending() : 0),
 
     feed(data) {
       // what nobody can take any more is not kept: its shim must not stop at it
       if (eof !== "none" || over !== undefined || output.status() !== undefined) return
-      if (data.length === 0) {
-        eof = "waiting"
-      } else {
-        inbox.push(data)
-        inboxSize += data.length
-      }
-      wake()
-      // what has not been taken by now waits
-      const last = inbox.length - 1
-      if (last >= 0 && inbox[last] === data && (last > 0 || inboxAt === 0)) inbox[last] = Bytes.keep(data)
+      if (data.length === 0) eof = "waiting"
+      else inbox.push(data)
     },
-    unfed: () => inboxSize,
+    pump() {
+      wake()
+      inbox.settle()
+    },
+    unfed: () => inbox.size,
     takeStdin(rule, size) {
       if (phase !== "started" || over !== undefined) return undefined
-      if (window > rule.window) window = rule.window
-      const overhead = IoMessage.headerSize
-      const most = Math.min(inboxSize, window)
-      const messages = Math.ceil(most / rule.messageData)
-      const out = new Uint8Array(Math.min(size, most + (messages + 1) * overhead))
+      window = Math.min(window, rule.window)
+      const { headerSize } = IoMessage
+      const most = Math.min(inbox.size, window)
+      const out = new Uint8Array(Math.min(size, most + (Math.ceil(most / rule.messageData) + 1) * headerSize))
       let at = 0
-      while (inboxSize > 0 && window > 0) {
-        const length = Math.min(rule.messageData, inboxSize, window)
-        if (at + overhead + length > out.length) break
+      for (;;) {
+        const length = Math.min(rule.messageData, inbox.size, window)
+        if (length === 0 || at + headerSize + length > out.length) break
         IoMessage.writeHeader(out, at, stdio, length)
-        at += overhead
-        for (let left = length; left > 0;) {
-          const head = inbox[0]!
-          const taken = Math.min(left, head.length - inboxAt)
-          out.set(head.subarray(inboxAt, inboxAt + taken), at)
-          at += taken
-          left -= taken
-          inboxAt += taken
-          if (inboxAt === head.length) {
-            inbox.shift()
-            inboxAt = 0
-          }
-        }
-        inboxSize -= length
+        inbox.read(out, at + headerSize, length)
+        at += headerSize + length
         window -= length
       }
-      if (inboxSize === 0 && eof === "waiting" && at + overhead <= out.length) {
+      if (inbox.size === 0 && eof === "waiting" && at + headerSize <= out.length) {
         IoMessage.writeHeader(out, at, stdio, 0)
-        at += overhead
+        at += headerSize
         eof = "sent"
       }
       if (at === 0) return undefined
       changed.notify()
       return out.subarray(0, at)
     },
-    needsWindow: () => inboxSize > 0 && window === 0,
+    needsWindow: () => inbox.size > 0 && window === 0,
     openWindow() {
       window = Number.POSITIVE_INFINITY
     },
 
     close(reason) {
       over ??= new SessionError({ reason })
-      outbox = []
-      outboxSize = 0
-      batch = []
+      outbox.clear()
       open = undefined
-      inbox = []
-      inboxSize = 0
-      inboxAt = 0
+      inbox.clear()
       changed.notify()
     },
     lose(lost) {
       over ??= lost
-      inbox = []
-      inboxSize = 0
-      inboxAt = 0
+      inbox.clear()
       changed.notify()
     }
   }

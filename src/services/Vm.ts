@@ -232,12 +232,7 @@ export const make = Effect.fnUntraced(function* (
       yield* session.until(
         () => !written && (session.state().status !== undefined || session.state().over !== undefined)
       )
-      return yield* (
-        session.state().over ??
-        new Session.SessionError({
-          reason: `process of token ${redactToken(session.token)} was killed before its start`
-        })
-      )
+      return yield* session.state().over ?? session.killed()
     })
     return yield* Effect.raceFirst(asked, withdrawn).pipe(
       Effect.ensuring(

@@ -284,6 +284,19 @@ describe("stdin", () => {
     }).pipe(Effect.provide(TestProxy.layer({ stdinLimit: 1000 })))
   )
 
+  it.effect("that nobody takes any more is dropped at the exit, so that its shim gets to the status", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, shim } = yield* running("a")
+      agent.stopReading()
+      for (let i = 0; i < 10; i++) shim.stdin(pattern(500)) // the shim's socket is left unread
+      yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+      shim.send(Command.Signal, { signalNumber: 99 })
+      agent.exit(3, 1)
+      yield* shim.until(() => shim.responses().length === 2)
+      assert.strictEqual(shim.status(), 1)
+    }).pipe(Effect.provide(TestProxy.layer({ stdinLimit: 1000 })))
+  )
+
   describe("of a C agent", () => {
     it.effect("comes 512 bytes at a time, with four answered pings between, and none after the last", () =>
       Effect.gen(function* () {
