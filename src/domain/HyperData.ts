@@ -62,7 +62,8 @@ export const decodeStart = (hyperName: string, data: unknown): Result.Result<Pro
 }
 
 /**
- * Sets `process.stdio` to `stdio` and, where `stderr` is given, `process.stderr` to it. Every other byte stays. Fails where
+ * Sets `process.stdio` to `stdio` and, where `stderr` is given, `process.stderr` to it, also in duplicates and under keys that
+ * differ in case only, which a Go agent would obey. Every other byte stays. Fails where
  * the client has set one of them: the numbers are the proxy's to give.
  */
 export const setSequences = (
@@ -73,7 +74,7 @@ export const setSequences = (
 ): Result.Result<Uint8Array, MalformedCommand> => {
   const text = JsonText.toText(data)
   const edits: Array<JsonText.Edit> = []
-  for (const process of JsonText.membersAt(text, 0)?.get("process") ?? []) {
+  for (const process of JsonText.membersAt(text, 0)?.like("process") ?? []) {
     const members = JsonText.membersAt(text, process.start)
     if (members === undefined) continue
     const missing: Array<string> = []
@@ -81,8 +82,7 @@ export const setSequences = (
       ["stdio", stdio],
       ["stderr", stderr]
     ] as const) {
-      const present = members.get(key)
-      for (const range of present) {
+      for (const range of members.like(key)) {
         const value = text.slice(range.start, range.end)
         if (value !== "null" && Number(value) !== 0)
           return Result.fail(
@@ -93,7 +93,7 @@ export const setSequences = (
           )
         if (sequence !== undefined) edits.push({ ...range, text: String(sequence) })
       }
-      if (present.length === 0 && sequence !== undefined) missing.push(`"${key}":${sequence}`)
+      if (members.get(key).length === 0 && sequence !== undefined) missing.push(`"${key}":${sequence}`)
     }
     if (missing.length > 0) {
       const text = missing.join(",") + (members.empty ? "" : ",")

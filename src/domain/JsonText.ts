@@ -27,6 +27,8 @@ export interface Members {
   readonly inside: number
   readonly empty: boolean
   readonly get: (key: string) => ReadonlyArray<Range>
+  /** The members whose key is `key` but for its case: Go takes them for it. */
+  readonly like: (key: string) => ReadonlyArray<Range>
 }
 
 const none: ReadonlyArray<Range> = []
@@ -69,7 +71,13 @@ export const membersAt = (text: string, at: number): Members | undefined => {
     if (known === undefined) ranges.set(key, [range])
     else known.push(range)
   }
-  return { inside, empty: ranges.size === 0, get: (key) => ranges.get(key) ?? none }
+  return {
+    inside,
+    empty: ranges.size === 0,
+    get: (key) => ranges.get(key) ?? none,
+    like: (key) =>
+      Array.from(ranges).flatMap(([name, found]) => (name.toUpperCase() === key.toUpperCase() ? found : none))
+  }
 }
 
 /** Replaces `[start, end)` by ASCII `text`; an insertion where they are equal. */

@@ -273,3 +273,20 @@ describe("HyperData", () => {
     )
   })
 })
+
+describe("keys that differ in case only", () => {
+  const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes)
+  const set = (data: string) => HyperData.setSequences("newcontainer", new TextEncoder().encode(data), 3, 4)
+
+  it("cannot name another process's streams to an agent that ignores case", () => {
+    for (const data of ['{"process":{"Stdio":5}}', '{"process":{},"Process":{"STDERR":5}}'])
+      assert.match(Result.getOrThrow(Result.flip(set(data))).message, /must be 0 or absent/)
+  })
+
+  it("are set too, and beside them the keys that every agent knows", () => {
+    assert.strictEqual(
+      text(Result.getOrThrow(set('{"process":{"Stdio":0,"stderr":0}}'))),
+      '{"process":{"stdio":3,"Stdio":3,"stderr":4}}'
+    )
+  })
+})
