@@ -152,16 +152,18 @@ const demo = Command.make(
   {
     interactive: Flag.Boolean("interactive").pipe(
       Flag.withAlias("i"),
-      Flag.withDescription("hand stdin on"),
+      Flag.withDescription("hand stdin on, even where it is a terminal"),
       Flag.withDefault(false)
     ),
     terminal: Flag.Boolean("tty").pipe(
       Flag.withAlias("t"),
-      Flag.withDescription("give the command a terminal"),
+      Flag.withDescription("give the command our terminal"),
       Flag.withDefault(false)
     ),
     command: Argument.String("command").pipe(
-      Argument.withDescription("runs in a simulated VM, through the daemon; a guided tour where there is none"),
+      Argument.withDescription(
+        "runs in a simulated VM, with our stdin, stdout, stderr and signals; without a command, a guided tour"
+      ),
       Argument.variadic()
     )
   },

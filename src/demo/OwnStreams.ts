@@ -16,6 +16,8 @@ export class WriteFailed extends Schema.TaggedError<WriteFailed>()("WriteFailed"
   }
 }
 
+export type WriteError = ReaderGone | WriteFailed
+
 /** Lets `write` tell of errors, which would end the program where nobody listens. */
 export const guard: Effect.Effect<void, never, Scope.Scope> = Effect.asVoid(
   Effect.acquireRelease(
@@ -34,10 +36,7 @@ export const guard: Effect.Effect<void, never, Scope.Scope> = Effect.asVoid(
 )
 
 /** Writes, and returns once the kernel has taken everything: a slow reader slows its writer. */
-export const write = (
-  stream: "stdout" | "stderr",
-  data: Uint8Array | string
-): Effect.Effect<void, ReaderGone | WriteFailed> =>
+export const write = (stream: "stdout" | "stderr", data: Uint8Array | string): Effect.Effect<void, WriteError> =>
   Effect.callback((resume) => {
     process[stream].write(data, (cause) => {
       if (cause == null) resume(Effect.void)

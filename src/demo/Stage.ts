@@ -2,10 +2,10 @@
  * What a demonstration plays on: a daemon of its own, a child process as in real life, and simulated VMs, with their sockets in
  * a directory that goes with them.
  */
-import * as Effect from "effect/Effect"
 import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
-import * as PlatformError from "effect/PlatformError"
+import type * as PlatformError from "effect/PlatformError"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -14,7 +14,6 @@ import type { ChildProcessSpawner } from "effect/process/ChildProcessSpawner"
 import * as Path from "node:path"
 import type { SocketError } from "../sim/QemuSocket.ts"
 import * as SimulatedVm from "../sim/SimulatedVm.ts"
-import * as OwnStreams from "./OwnStreams.ts"
 
 /** The daemon did not start, or has ended by itself. */
 export class DaemonEnded extends Schema.TaggedError<DaemonEnded>()("DaemonEnded", { how: Schema.String }) {
@@ -34,21 +33,25 @@ export interface Stage {
   /** Asks the daemon to stop; gives its exit status. */
   readonly stop: Effect.Effect<number, PlatformError.PlatformError>
   /** Starts a VM; the scope powers it off. */
-  readonly boot: (
-    name: string,
-    agent: "c" | "go"
-  ) => Effect.Effect<SimulatedVm.SimulatedVm, SocketError, Scope.Scope>
+  readonly boot: (name: string, agent: "c" | "go") => Effect.Effect<SimulatedVm.SimulatedVm, SocketError, Scope.Scope>
 }
 
 /** A line of the daemon's log. Source: README.md, "Debugging". */
 const record = /^time=\S+ level=(?<level>\w+) msg="(?<msg>[^"]*)"/
 
-/** Starts the daemon and waits until it listens. Whatever it warns of goes to stderr. */
-export const make: Effect.Effect<
+export interface Options {
+  /** Takes a line of the daemon's stderr that is a warning, or worse. */
+  readonly warn: (line: string) => Effect.Effect<void, unknown>
+}
+
+/** Starts the daemon and waits until it listens. */
+export const make = Effect.fnUntraced(function* ({
+  warn
+}: Options): Effect.fn.Return<
   Stage,
   DaemonEnded | PlatformError.PlatformError,
   ChildProcessSpawner | FileSystem.FileSystem | Scope.Scope
-> = Effect.gen(function* () {
+> {
   const fs = yield* FileSystem.FileSystem
   const directory = yield* fs.makeTempDirectoryScoped({ prefix: "cc-proxy-demo-" })
   const socket = Path.join(directory, "proxy.sock")
@@ -67,14 +70,15 @@ export const make: Effect.Effect<
     Stream.splitLines,
     Stream.runForEach((line) => {
       const { level, msg } = record.exec(line)?.groups ?? {}
-      if (level !== "info") return OwnStreams.write("stderr", `${line}\n`)
+      if (level !== "info") return warn(line)
       return msg === "listening" ? Deferred.succeed(listening, undefined) : Effect.void
     }),
-    Effect.ignore, // what cannot be shown is no reason to end
+    Effect.ignore, // warnings that nobody takes are no reason to end
     Effect.forkScoped
   )
   const died = Effect.matchEffect(daemon.exitCode, {
-    onFailure: (error) => Effect.fail(new DaemonEnded({ how: error.message })),
+    onFailure: ({ cause, message }) =>
+      Effect.fail(new DaemonEnded({ how: cause instanceof Error ? cause.message : message })),
     onSuccess: (status) => (asked ? Effect.never : Effect.fail(new DaemonEnded({ how: `exit status ${status}` })))
   })
   yield* Effect.raceFirst(Deferred.await(listening), died)

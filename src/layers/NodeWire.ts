@@ -16,27 +16,83 @@ const maxSalvaged = 4 * 1024 * 1024
 /** Chunks below this average size, in bytes, are joined before they are written: a vector of small ones costs more than a copy. */
 const joinBelow = 2048
 
-/** A `Wire` over a connected socket that nobody reads yet. The caller owns the socket. */
-export const make = (socket: Net.Socket, peer: string): Wire => {
-  let closed: WireClosed | undefined
-  let offered = 0
-  let taken = 0 // by the kernel
-  const drainWaiters = new Set<() => void>()
-  // reading stops when a chunk comes that nobody waits for, and starts again with the next wait
-  const mailbox = Mailbox.make<Uint8Array, WireClosed>(() => {
-    if (socket.isPaused() || socket.readableFlowing === null) socket.resume()
+class NodeWire implements Wire {
+  readonly peer: string
+  readonly #socket: Net.Socket
+  readonly #mailbox: Mailbox.Mailbox<Uint8Array, WireClosed>
+  #closed: WireClosed | undefined
+  #offered = 0
+  #taken = 0 // by the kernel, as far as Node has told
+  #waiters: Set<() => void> | undefined
+
+  constructor(socket: Net.Socket, peer: string) {
+    this.peer = peer
+    this.#socket = socket
+    // reading stops when a chunk comes that nobody waits for, and starts again with the next wait
+    this.#mailbox = Mailbox.make(() => {
+      if (socket.isPaused() || socket.readableFlowing === null) socket.resume()
+    })
+    socket.on("data", (chunk: Uint8Array) => {
+      if (!this.#mailbox.offer(chunk)) socket.pause()
+    })
+    const close = () => this.#close()
+    socket.on("end", close)
+    socket.on("close", close)
+    socket.on("error", (cause) => {
+      this.#salvage()
+      this.#close(cause)
+    })
+    if (socket.destroyed) this.#close()
+  }
+
+  get pull() {
+    return this.#mailbox.take
+  }
+
+  offer(chunks: ReadonlyArray<Uint8Array>) {
+    const socket = this.#socket
+    if (this.#closed !== undefined || socket.destroyed || socket.errored !== null) return
+    if (chunks.length === 1) return this.#write(chunks[0]!)
+    let size = 0
+    for (const chunk of chunks) size += chunk.length
+    if (size < joinBelow * chunks.length) return this.#write(Buffer.concat(chunks, size))
+    socket.cork()
+    for (const chunk of chunks) this.#write(chunk)
+    socket.uncork()
+  }
+
+  pending() {
+    const socket = this.#socket
+    // Node's own count drops to 0 with the first write that fails, a turn before the error is told
+    return this.#closed === undefined && socket.errored === null ? socket.writableLength : this.#offered - this.#taken
+  }
+
+  readonly drained = Effect.callback<void, WireClosed>((resume) => {
+    if (this.#closed !== undefined) return resume(Effect.fail(this.#closed))
+    if (this.pending() === 0) return resume(Effect.void)
+    const waiters = (this.#waiters ??= new Set())
+    const wake = () => resume(this.#closed === undefined ? Effect.void : Effect.fail(this.#closed))
+    waiters.add(wake)
+    return Effect.sync(() => waiters.delete(wake))
   })
 
-  const close = (cause?: unknown) => {
-    if (closed !== undefined) return
-    closed = new WireClosed({ peer, ...(cause !== undefined && { cause }) })
-    mailbox.fail(closed)
-    for (const wake of drainWaiters) wake()
-    drainWaiters.clear()
+  #write(chunk: Uint8Array) {
+    this.#offered += chunk.length
+    this.#socket.write(chunk, this.#written)
   }
+
+  readonly #written = (error?: Error | null) => {
+    if (error) return this.#salvage() // before Node closes the socket; `#close` follows
+    const { errored, writableLength } = this.#socket
+    if (errored === null) this.#taken = this.#offered - writableLength
+    if (this.#waiters !== undefined && this.pending() === 0) this.#wake()
+  }
+
   /** Takes what came before an error, which Node would throw away: what it has read ahead, and what the kernel holds. */
-  const salvage = () => {
-    while (socket.readableLength > 0) mailbox.offer(socket.read(Math.min(socket.readableLength, maxChunk)) as Uint8Array)
+  #salvage() {
+    const socket = this.#socket
+    for (let left = socket.readableLength; left > 0; left = socket.readableLength)
+      this.#mailbox.offer(socket.read(Math.min(left, maxChunk)) as Uint8Array)
     const { _handle: handle } = socket as unknown as { readonly _handle: { readonly fd: number } | null }
     if (handle === null) return
     try {
@@ -44,66 +100,29 @@ export const make = (socket: Net.Socket, peer: string): Wire => {
         const chunk = new Uint8Array(maxChunk)
         const size = Fs.readSync(handle.fd, chunk)
         if (size === 0) return
-        mailbox.offer(chunk.subarray(0, size))
+        this.#mailbox.offer(chunk.subarray(0, size))
       }
     } catch {
       // the kernel has nothing more
     }
   }
-  const write = (chunk: Uint8Array) => {
-    offered += chunk.length
-    socket.write(chunk, (error) => {
-      if (error) return salvage() // before Node closes the socket; `close` follows
-      taken += chunk.length
-      if (drainWaiters.size === 0 || socket.writableLength > 0) return
-      const wakes = [...drainWaiters]
-      drainWaiters.clear()
-      for (const wake of wakes) wake()
-    })
+
+  #wake() {
+    const waiters = this.#waiters
+    this.#waiters = undefined
+    if (waiters !== undefined) for (const wake of waiters) wake()
   }
-  // Node's own count drops to 0 with the first write that fails, a turn before the error is told
-  const pending = () => (closed === undefined && socket.errored === null ? socket.writableLength : offered - taken)
 
-  socket.on("data", (chunk: Uint8Array) => {
-    if (!mailbox.offer(chunk)) socket.pause()
-  })
-  socket.on("end", () => close())
-  socket.on("error", (cause) => {
-    salvage()
-    close(cause)
-  })
-  socket.on("close", () => close())
-  if (socket.destroyed) close()
-
-  return {
-    peer,
-    pull: mailbox.take,
-    offer(chunks) {
-      if (closed !== undefined || socket.destroyed || socket.errored !== null) return
-      if (chunks.length === 1) {
-        write(chunks[0]!)
-        return
-      }
-      let size = 0
-      for (const chunk of chunks) size += chunk.length
-      if (size < joinBelow * chunks.length) {
-        write(Buffer.concat(chunks, size))
-        return
-      }
-      socket.cork()
-      for (const chunk of chunks) write(chunk)
-      socket.uncork()
-    },
-    pending,
-    drained: Effect.callback<void, WireClosed>((resume) => {
-      if (closed !== undefined) return resume(Effect.fail(closed))
-      if (pending() === 0) return resume(Effect.void)
-      const wake = () => resume(closed === undefined ? Effect.void : Effect.fail(closed))
-      drainWaiters.add(wake)
-      return Effect.sync(() => drainWaiters.delete(wake))
-    })
+  #close(cause?: unknown) {
+    if (this.#closed !== undefined) return
+    this.#closed = new WireClosed({ peer: this.peer, ...(cause !== undefined && { cause }) })
+    this.#mailbox.fail(this.#closed)
+    this.#wake()
   }
 }
+
+/** A `Wire` over a connected socket that nobody reads yet. The caller owns the socket. */
+export const make = (socket: Net.Socket, peer: string): Wire => new NodeWire(socket, peer)
 
 /**
  * Adopts an accepted socket. At the scope's end what was written leaves, the writing side is shut down, and what the client

@@ -23,8 +23,19 @@ const listenFdsStart = 3
 /** Connections that may wait to be accepted; a full backlog refuses a runtime. */
 const backlog = 1024
 
-/** Bits taken from the mode of a socket we make: 0660 is left. */
-const umask = 0o117
+/** Bits taken from the mode of what we make: 0750 is left of directories, 0660 of a socket. */
+const directoryUmask = 0o027
+const socketUmask = 0o117
+
+/** Runs `make` with another umask than the one we were started with. */
+const withUmask = <A>(umask: number, make: () => A): A => {
+  const previous = process.umask(umask)
+  try {
+    return make()
+  } finally {
+    process.umask(previous)
+  }
+}
 
 /** An inherited descriptor, or none. `environment` is `process.env`. Source: sd_listen_fds(3). */
 export const activated = (
@@ -46,15 +57,21 @@ const prepare = Effect.fnUntraced(function* (path: string) {
   if (size > maxPath)
     return yield* new ListenError({ reason: `socket path too long: ${size} bytes, the limit is ${maxPath}` })
   yield* Effect.try({
-    try: () => Fs.mkdirSync(Path.dirname(path), { recursive: true, mode: 0o750 }),
+    try: () => withUmask(directoryUmask, () => Fs.mkdirSync(Path.dirname(path), { recursive: true })),
     catch: failed("create the socket's directory")
   })
-  const found = Fs.lstatSync(path, { throwIfNoEntry: false })
+  const found = yield* Effect.try({
+    try: () => Fs.lstatSync(path, { throwIfNoEntry: false }),
+    catch: failed("look for a stale socket")
+  })
   if (found === undefined) return
   if (!found.isSocket()) return yield* new ListenError({ reason: `${path} exists and is not a socket` })
   const live = yield* Effect.callback<boolean>((resume) => {
     const probe = Net.connect({ path })
-    probe.once("connect", () => resume(Effect.succeed(true)))
+    probe.once("connect", () => {
+      probe.destroy()
+      resume(Effect.succeed(true))
+    })
     // a socket without a process refuses; one whose backlog is full has a process
     probe.once("error", (error: NodeJS.ErrnoException) => resume(Effect.succeed(error.code !== "ECONNREFUSED")))
     return Effect.sync(() => probe.destroy())
@@ -86,12 +103,9 @@ export const layer = ({ fd, path }: { readonly path: string; readonly fd: number
               arrivals.fail(error)
               resume(Effect.fail(error))
             })
-            const previous = process.umask(umask)
-            try {
+            withUmask(socketUmask, () =>
               server.listen(fd === undefined ? { path, backlog } : { fd }, () => resume(Effect.succeed(server)))
-            } finally {
-              process.umask(previous)
-            }
+            )
           }),
           // stops accepting, and removes a socket we made; waiting for `close` would wait for every peer to leave
           (server) =>

@@ -103,8 +103,11 @@ export interface SessionState {
   readonly over: SessionError | VmLost | undefined
 }
 
-/** Most bytes handed to a shim's wire at once while it is behind: what may have to be sent again stays small. */
-const sliceSize = 64 * 1024
+/** Most bytes handed to a shim's wire at once, one chunk at least: a read's worth, and the message that straddles into it. */
+const sliceSize = 128 * 1024
+
+/** Bytes that a shim's wire may hold and still be handed more, so that it never runs dry: the rest waits here. */
+const wireSize = 64 * 1024
 
 /** What a session tells its VM, inside the call that caused it. */
 export interface Hooks {
@@ -128,7 +131,8 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
   // output: the range that is being extended, what waits, in whole frames, and the last that was handed over
   let open: { readonly bytes: Uint8Array; readonly start: number; end: number } | undefined
   const outbox = new ByteQueue()
-  let handed: ReadonlyArray<Uint8Array> = []
+  let handed: Array<Uint8Array> = []
+  let handedSize = 0
 
   // stdin
   const inbox = new ByteQueue()
@@ -152,12 +156,22 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
     open = undefined
   }
 
-  /** Hands over what waits, up to a slice at a time, as long as the shim keeps up. */
+  /** Forgets what the kernel has taken of what was handed over, but for the chunk that it may have taken in part. */
+  const trim = (wire: Wire) => {
+    const pending = wire.pending()
+    let taken = 0
+    while (taken < handed.length && handedSize - handed[taken]!.length >= pending) handedSize -= handed[taken++]!.length
+    if (taken > 0) handed = handed.slice(taken)
+  }
+
+  /** Hands over what waits, as long as the shim keeps up. */
   const send = (wire: Wire) => {
-    while (outbox.size > 0 && wire.pending() === 0) {
+    while (outbox.size > 0 && wire.pending() <= wireSize) {
       const slice = outbox.take(sliceSize)
       wire.offer(slice)
-      if (wire.pending() > 0) handed = slice
+      for (const chunk of slice) handedSize += chunk.length
+      handed.push(...slice)
+      trim(wire)
     }
   }
 
@@ -210,11 +224,13 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
     },
     release(candidate) {
       if (shim !== candidate) return
-      if (attached && candidate.wire.pending() > 0) {
-        // the kernel did not take all of the last slice, so the shim cannot have read it to its end
+      if (attached) {
+        // what the kernel did not take to its end, the shim cannot have read
+        trim(candidate.wire)
         outbox.unshift(handed)
       }
       handed = []
+      handedSize = 0
       shim = undefined
       attached = false
       changed.notify()
@@ -224,7 +240,7 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
         for (;;) {
           yield* changed.until(() => attached && (outbox.size > 0 || handed.length > 0))
           yield* Effect.catch(candidate.wire.drained, () => Effect.never)
-          handed = []
+          trim(candidate.wire)
           flush()
           changed.notify()
         }

@@ -359,16 +359,18 @@ export const make = Effect.fnUntraced(function* (
 
   // output: one effect per batch, one write per session and batch
   let batches = 0
-  let paused = 0
+  let paused = 0 // sessions that are waited for
+  let pauses = 0
   let stray = 0
   const pause = Effect.fnUntraced(function* (session: Session.Session) {
     const container = session.state().process?.container
-    yield* Effect.logWarning("output of the VM pauses: a shim does not read", { container })
+    pauses++
+    yield* (pauses === 1 ? Effect.logInfo : Effect.logDebug)("output of the VM pauses: a shim is behind", { container })
     paused++
     yield* session.until(() => session.backlog() <= settings.outboxLimit / 2)
     paused--
     changed.notify()
-    yield* Effect.logInfo("output of the VM goes on", { container })
+    yield* Effect.logDebug("output of the VM goes on", { container, pauses })
   })
   const touched = new Set<Session.Session>()
   const fanOut = Stream.runForEachArray(connection.output, (runs) => {
