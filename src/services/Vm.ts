@@ -174,7 +174,9 @@ export const make = Effect.fnUntraced(function* (
     changed.notify()
   }
 
-  /** What the agent was asked last for `session`, or `undefined` for the null session's process. */
+  yield* Effect.addFinalizer(() => Effect.sync(() => Array.from(entries.keys(), forget)))
+
+  /** Starts a process in `session`, or in the null session. */
   const start = Effect.fnUntraced(function* (
     hyperName: string,
     process: HyperData.ProcessStart,
@@ -401,27 +403,29 @@ export const make = Effect.fnUntraced(function* (
     Effect.catch((reason) => Effect.succeed(reason))
   )
 
+  let drained = false // after the loss: everything that had been sent has been read
+
   /** Delivers what is left of a lost VM's session, and ends its shim's connection. */
   const finish = Effect.fnUntraced(function* (session: Session.Session, reason: VmLost) {
-    for (;;) {
+    // nothing can come for a process that never was
+    const delivered = () => (drained || session.state().phase === "idle") && session.backlog() === 0
+    const until = (test: () => boolean) => Effect.raceFirst(session.until(test), changed.until(test))
+    while (!delivered()) {
       const { shim } = session.state()
-      if (session.backlog() === 0) {
-        shim?.end(reason.message)
-        break
-      }
       if (shim !== undefined) {
-        yield* session.until(() => session.backlog() === 0 || session.state().shim !== shim)
+        yield* until(() => delivered() || session.state().shim !== shim)
         continue
       }
-      const returned = yield* Effect.raceFirst(
-        session.until(() => session.state().shim !== undefined).pipe(Effect.as(true)),
-        changed.until(() => unregistered).pipe(Effect.as(false))
-      ).pipe(Effect.timeoutOrElse({ duration: settings.orphanTimeout, orElse: () => Effect.succeed(false) }))
-      if (!returned) {
+      yield* Effect.timeoutOption(
+        until(() => delivered() || unregistered || session.state().shim !== undefined),
+        settings.orphanTimeout
+      )
+      if (session.state().shim !== undefined || delivered()) continue
+      if (session.backlog() > 0)
         yield* Effect.logWarning("output that no shim came back for dropped", { bytes: session.backlog() })
-        break
-      }
+      break
     }
+    session.state().shim?.end(reason.message)
     session.close(reason.message)
     forget(session)
   })
@@ -434,14 +438,19 @@ export const make = Effect.fnUntraced(function* (
     // the other channel ends in the same moment, if the VM does: let it say what it still has to say
     yield* Effect.timeoutOption(ctl.ended, lastWords)
     ctl.lose(reason)
-    for (const session of entries.keys()) session.lose(reason)
-    for (;;) {
-      const seen = batches
-      const ended = yield* Effect.timeoutOption(Fiber.await(reading), lastWords)
-      if (ended._tag === "Some" || (seen === batches && paused === 0)) break
-    }
     yield* Effect.logInfo("VM lost", { reason: reason.reason })
-    yield* Effect.forEach([...entries.keys()], (session) => finish(session, reason), {
+    const sessions = Array.from(entries.keys())
+    for (const session of sessions) session.lose(reason)
+    const drain = Effect.gen(function* () {
+      for (;;) {
+        const seen = batches
+        const ended = yield* Effect.timeoutOption(Fiber.await(reading), lastWords)
+        if (ended._tag === "Some" || (seen === batches && paused === 0)) break
+      }
+      drained = true
+      changed.notify()
+    })
+    yield* Effect.all([drain, ...sessions.map((session) => finish(session, reason))], {
       concurrency: "unbounded",
       discard: true
     })

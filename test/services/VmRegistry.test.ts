@@ -245,6 +245,23 @@ describe("a VM that is lost", () => {
       }).pipe(Effect.provide(TestProxy.layer()))
     )
 
+  it.effect("drops it, and what has not been read, even if its output had paused", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, shim } = yield* running("a")
+      const sessions = yield* Sessions
+      shim.leave()
+      yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+      for (let i = 0; i < 10; i++) agent.io(3, new Uint8Array(100))
+      yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+      agent.powerOff()
+      yield* TestClock.adjust("29 seconds")
+      assert.strictEqual(sessions.size(), 1)
+      yield* TestClock.adjust("2 seconds")
+      assert.strictEqual(sessions.size(), 0)
+      yield* agent.until(() => agent.hungUp().length === 2)
+    }).pipe(Effect.provide(TestProxy.layer({ outboxLimit: 200 })))
+  )
+
   it.effect("waits for a shim that reads slowly", () =>
     Effect.gen(function* () {
       const { agent, runtime, shim } = yield* running("a")

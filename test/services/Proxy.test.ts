@@ -1,0 +1,188 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import * as Frame from "../../src/domain/Frame.ts"
+import * as Mailbox from "../../src/layers/Mailbox.ts"
+import * as Condition from "../../src/services/Condition.ts"
+import { Listener, ListenError } from "../../src/services/Listener.ts"
+import * as Proxy from "../../src/services/Proxy.ts"
+import type { Settings } from "../../src/services/Settings.ts"
+import type { Wire } from "../../src/services/Wire.ts"
+import { toText, utf8 } from "../support/Bytes.ts"
+import { FakeHyperstart } from "../support/FakeHyperstart.ts"
+import * as MemoryWire from "../support/MemoryWire.ts"
+import { TestProxy } from "../support/TestProxy.ts"
+
+const now = { startImmediately: true } as const
+
+/** A socket in memory, and what became of it and of its clients, in order. */
+const makeDoor = () => {
+  const arrivals = Mailbox.make<Effect.Effect<Wire, never, Scope.Scope>, ListenError>()
+  const events: Array<string> = []
+  const changed = Condition.make()
+  const happened = (event: string) => {
+    events.push(event)
+    changed.notify()
+  }
+  return {
+    events,
+    until: changed.until,
+    arrive: (connection: Effect.Effect<Wire, never, Scope.Scope>) => void arrivals.offer(connection),
+    fail: (error: ListenError) => arrivals.fail(error),
+    /** The client's end of a connection that is waiting to be accepted. `stall` leaves the proxy's answers pending. */
+    knock(name: string, stall: (proxy: MemoryWire.End) => void = () => {}) {
+      const { a, b } = MemoryWire.pair(name, "proxy")
+      stall(a)
+      arrivals.offer(
+        Effect.acquireRelease(Effect.succeed<Wire>(a), () =>
+          Effect.sync(() => {
+            a.close()
+            happened(`${name} ended`)
+          })
+        )
+      )
+      return b
+    },
+    listener: Listener.of({
+      url: "unix:///run/test.sock",
+      listen: Effect.acquireRelease(
+        Effect.sync(() => {
+          happened("listening")
+          return arrivals.take
+        }),
+        () => Effect.sync(() => happened("stopped listening"))
+      )
+    })
+  }
+}
+
+/** A proxy that serves whoever comes through the door. */
+const serve = Effect.fnUntraced(function* (door: ReturnType<typeof makeDoor>) {
+  return yield* Effect.forkChild(Effect.provideService(Proxy.serve, Listener, door.listener), now)
+})
+
+const attach = (containerId: string) =>
+  Frame.encode({
+    type: Frame.FrameType.command,
+    opcode: Frame.Command.AttachVM,
+    inError: false,
+    payload: utf8(JSON.stringify({ containerId }))
+  })
+
+/** Asks for a VM that there is none of: the answer is served by the proxy alone. */
+const asks = (client: MemoryWire.End) =>
+  Effect.gen(function* () {
+    client.offer([attach("nobody")])
+    const frame = yield* client.pull
+    assert.strictEqual(toText(frame.subarray(12)), '{"msg":"unknown containerID: nobody"}')
+  })
+
+const services = (settings: Partial<Settings> = {}) =>
+  TestProxy.layer(settings).pipe(Layer.provideMerge(FakeHyperstart.layer))
+
+describe("the proxy", () => {
+  it.effect("serves clients beside each other, whatever becomes of one of them", () =>
+    Effect.gen(function* () {
+      const door = makeDoor()
+      yield* serve(door)
+      const clients = ["a", "b", "c"].map((name) => door.knock(name))
+      for (const client of clients) yield* asks(client)
+      clients[0]!.close()
+      clients[1]!.offer([new Uint8Array(12)]) // no frame of ours
+      yield* door.until(() => door.events.length === 3)
+      assert.deepStrictEqual(door.events, ["listening", "a ended", "b ended"])
+      yield* asks(clients[2]!)
+      yield* asks(door.knock("d"))
+    }).pipe(Effect.provide(services()))
+  )
+
+  it.effect("outlives a client that it has a bug with", () =>
+    Effect.gen(function* () {
+      const door = makeDoor()
+      const serving = yield* serve(door)
+      door.arrive(Effect.die("a bug"))
+      yield* asks(door.knock("next"))
+      assert.isUndefined(serving.pollUnsafe())
+    }).pipe(Effect.provide(services()))
+  )
+
+  it.effect("stops listening, then ends its clients, when it is interrupted", () =>
+    Effect.gen(function* () {
+      const door = makeDoor()
+      const serving = yield* serve(door)
+      const clients = ["a", "b"].map((name) => door.knock(name))
+      for (const client of clients) yield* asks(client)
+      yield* Fiber.interrupt(serving)
+      assert.deepStrictEqual(door.events.slice(0, 2), ["listening", "stopped listening"])
+      assert.deepStrictEqual(door.events.slice(2).toSorted(), ["a ended", "b ended"])
+      for (const client of clients) assert.strictEqual((yield* Effect.flip(client.pull))._tag, "WireClosed")
+    }).pipe(Effect.provide(services()))
+  )
+
+  it.effect("ends its clients and fails when its socket breaks", () =>
+    Effect.gen(function* () {
+      const door = makeDoor()
+      const serving = yield* serve(door)
+      yield* asks(door.knock("a"))
+      door.fail(new ListenError({ reason: "couldn't listen on /run/test.sock: accept EINVAL" }))
+      const error = yield* Effect.flip(Fiber.join(serving))
+      assert.strictEqual(error.message, "couldn't listen on /run/test.sock: accept EINVAL")
+      assert.deepStrictEqual(door.events, ["listening", "stopped listening", "a ended"])
+    }).pipe(Effect.provide(services()))
+  )
+
+  it.effect("fails where it cannot listen", () =>
+    Effect.gen(function* () {
+      const error = new ListenError({ reason: "another process serves /run/test.sock" })
+      const listener = Listener.of({ url: "", listen: Effect.fail(error) })
+      const exit = yield* Effect.flip(Effect.provideService(Proxy.serve, Listener, listener))
+      assert.strictEqual(exit, error)
+    }).pipe(Effect.provide(services()))
+  )
+
+  describe("with a client that does not take its answers", () => {
+    const answer = 12 + '{"msg":"unknown containerID: nobody"}'.length
+    const settings = { outboxLimit: 500 }
+
+    /** A client that has asked `count` times, and the proxy's end of it, with as many answers pending as there may be. */
+    const slow = Effect.fnUntraced(function* (door: ReturnType<typeof makeDoor>, count: number) {
+      let proxy: MemoryWire.End | undefined
+      const client = door.knock("slow", (end) => {
+        proxy = end
+        end.stall()
+      })
+      for (let i = 0; i < count; i++) client.offer([attach("nobody")])
+      while (proxy!.pending() <= settings.outboxLimit) yield* Effect.yieldNow
+      for (let trips = 0; trips < 3; trips++) yield* asks(door.knock("beside it"))
+      return { client, proxy: proxy! }
+    })
+
+    it.effect("stops at the limit, and goes on once it takes them", () =>
+      Effect.gen(function* () {
+        const door = makeDoor()
+        yield* serve(door)
+        const { client, proxy } = yield* slow(door, 100)
+        assert.strictEqual(proxy.pending(), Math.ceil(501 / answer) * answer)
+        proxy.resume()
+        for (let i = 0; i < 100; i++) yield* client.pull
+        yield* asks(client)
+      }).pipe(Effect.provide(services(settings)))
+    )
+
+    for (const [what, count] of [
+      ["little", 100],
+      ["more than is read ahead", 10_000]
+    ] as const)
+      it.effect(`lets it go when it leaves, having sent ${what}`, () =>
+        Effect.gen(function* () {
+          const door = makeDoor()
+          yield* serve(door)
+          const { client } = yield* slow(door, count)
+          client.close()
+          yield* door.until(() => door.events.includes("slow ended"))
+        }).pipe(Effect.provide(services(settings)))
+      )
+  })
+})
