@@ -115,7 +115,9 @@ export const layer = ({ fd, path }: { readonly path: string; readonly fd: number
             })
         )
         yield* Effect.logInfo("listening", { socket: path, inherited: fd !== undefined })
-        return Effect.map(arrivals.take, (socket) => NodeWire.accepted(socket, `client ${++count}`, linger))
+        return {
+          accept: Effect.map(arrivals.take, (socket) => NodeWire.accepted(socket, `client ${++count}`, linger))
+        }
       })
 
       return Listener.of({ url: `unix://${path}`, listen })

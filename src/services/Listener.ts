@@ -14,11 +14,14 @@ export class ListenError extends Schema.TaggedError<ListenError>()("ListenError"
   }
 }
 
-/**
- * Waits for the next client. The client's scope owns its connection: at its end the writing side is shut down once what was
- * written has left, and what the client still sends is read and discarded until it closes too.
- */
-export type Accept = Effect.Effect<Effect.Effect<Wire, never, Scope.Scope>, ListenError>
+/** An open socket. */
+export interface Listening {
+  /**
+   * Waits for the next client. The client's scope owns its connection: at its end the writing side is shut down once what
+   * was written has left, and what the client still sends is read and discarded until it closes too.
+   */
+  readonly accept: Effect.Effect<Effect.Effect<Wire, never, Scope.Scope>, ListenError>
+}
 
 export class Listener extends Context.Service<
   Listener,
@@ -26,6 +29,6 @@ export class Listener extends Context.Service<
     /** `unix://` and the path clients connect to: what RegisterVM and AttachVM tell. */
     readonly url: string
     /** Opens the socket for as long as the scope lasts. Clients that are connected may stay longer. */
-    readonly listen: Effect.Effect<Accept, ListenError, Scope.Scope>
+    readonly listen: Effect.Effect<Listening, ListenError, Scope.Scope>
   }
 >()("cc-proxy/services/Listener") {}

@@ -11,22 +11,18 @@ export const serve: Effect.Effect<never, ListenError, Listener | Sessions | VmRe
   const listener = yield* Listener
   const run = yield* FiberSet.makeRuntime<Listener | Sessions | VmRegistry>()
   let count = 0
-  // a scope of its own: the daemon stops accepting before it ends its clients
-  return yield* Effect.scoped(
-    Effect.gen(function* () {
-      const accept = yield* listener.listen
-      for (;;) {
-        const connection = yield* accept
-        const client = ++count
-        run(
-          connection.pipe(
-            Effect.tap(() => Effect.logDebug("client connected")),
-            Effect.flatMap(Client.serve),
-            Effect.scoped,
-            Effect.annotateLogs({ client })
-          )
-        )
-      }
-    })
-  )
+  // after the clients' fibers: at the end the daemon stops accepting before it ends its clients
+  const { accept } = yield* listener.listen
+  for (;;) {
+    const connection = yield* accept
+    const client = ++count
+    run(
+      connection.pipe(
+        Effect.tap(() => Effect.logDebug("client connected")),
+        Effect.flatMap(Client.serve),
+        Effect.scoped,
+        Effect.annotateLogs({ client })
+      )
+    )
+  }
 }).pipe(Effect.scoped)

@@ -50,7 +50,7 @@ const makeDoor = () => {
       listen: Effect.acquireRelease(
         Effect.sync(() => {
           happened("listening")
-          return arrivals.take
+          return { accept: arrivals.take }
         }),
         () => Effect.sync(() => happened("stopped listening"))
       )

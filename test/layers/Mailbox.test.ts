@@ -1,0 +1,91 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Mailbox from "../../src/layers/Mailbox.ts"
+
+const now = { startImmediately: true } as const
+
+describe("Mailbox", () => {
+  it.effect("gives out what was offered, in order", () =>
+    Effect.gen(function* () {
+      const mailbox = Mailbox.make<number, never>()
+      for (const item of [1, 2, 3]) assert.isFalse(mailbox.offer(item))
+      assert.deepStrictEqual([yield* mailbox.take, yield* mailbox.take, yield* mailbox.take], [1, 2, 3])
+    })
+  )
+
+  it.effect("resumes who waits inside the offer, and tells that somebody waited", () =>
+    Effect.gen(function* () {
+      const mailbox = Mailbox.make<string, never>()
+      let got = ""
+      yield* Effect.forkChild(
+        Effect.map(mailbox.take, (item) => void (got = item)),
+        now
+      )
+      assert.isTrue(mailbox.offer("a"))
+      assert.strictEqual(got, "a")
+      assert.isFalse(mailbox.offer("b"))
+    })
+  )
+
+  it.effect("tells whenever somebody begins to wait, but not where there is something to take", () =>
+    Effect.gen(function* () {
+      let waits = 0
+      const mailbox = Mailbox.make<string, never>(() => void waits++)
+      mailbox.offer("a")
+      yield* mailbox.take
+      assert.strictEqual(waits, 0)
+      yield* Effect.forkChild(mailbox.take, now)
+      assert.strictEqual(waits, 1)
+    })
+  )
+
+  it.effect("may be filled by the one that is told", () =>
+    Effect.gen(function* () {
+      const mailbox: Mailbox.Mailbox<string, never> = Mailbox.make<string, never>(() => mailbox.offer("on demand"))
+      assert.strictEqual(yield* mailbox.take, "on demand")
+    })
+  )
+
+  it.effect("fails once what came before is taken, always with the first failure", () =>
+    Effect.gen(function* () {
+      const mailbox = Mailbox.make<string, string>()
+      mailbox.offer("a")
+      mailbox.fail("first")
+      mailbox.fail("second")
+      assert.strictEqual(yield* mailbox.take, "a")
+      assert.strictEqual(yield* Effect.flip(mailbox.take), "first")
+      assert.strictEqual(yield* Effect.flip(mailbox.take), "first")
+    })
+  )
+
+  it.effect("fails who waits", () =>
+    Effect.gen(function* () {
+      const mailbox = Mailbox.make<string, string>()
+      const waiting = yield* Effect.forkChild(Effect.flip(mailbox.take), now)
+      mailbox.fail("over")
+      assert.strictEqual(yield* Fiber.join(waiting), "over")
+    })
+  )
+
+  it.effect("keeps an item for the next where the one that waited was interrupted", () =>
+    Effect.gen(function* () {
+      const mailbox = Mailbox.make<string, string>()
+      yield* Fiber.interrupt(yield* Effect.forkChild(mailbox.take, now))
+      assert.isFalse(mailbox.offer("a"))
+      assert.strictEqual(yield* mailbox.take, "a")
+    })
+  )
+
+  it.effect("can be cleared of what nobody has taken", () =>
+    Effect.gen(function* () {
+      const mailbox = Mailbox.make<number, string>()
+      mailbox.offer(1)
+      mailbox.offer(2)
+      assert.deepStrictEqual(mailbox.clear(), [1, 2])
+      assert.deepStrictEqual(mailbox.clear(), [])
+      mailbox.fail("over")
+      assert.strictEqual(yield* Effect.flip(mailbox.take), "over")
+    })
+  )
+})

@@ -1,0 +1,286 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Scope from "effect/Scope"
+import * as Fs from "node:fs"
+import * as Path from "node:path"
+import * as NodeWire from "../../src/layers/NodeWire.ts"
+import { Dialer } from "../../src/services/Wire.ts"
+import { drain, same } from "../contract/wireContract.ts"
+import { concat, pattern, toText, utf8 } from "../support/Bytes.ts"
+import * as SocketPair from "../support/SocketPair.ts"
+
+const { eventually, openSockets, turn } = SocketPair
+
+/** System calls that wrote something, of this process. */
+const writes = (): number => Number(/^syscw: (\d+)$/m.exec(Fs.readFileSync("/proc/self/io", "utf8"))![1])
+
+/** How many writes `act` takes. Other threads of the process write too, so the least of several looks counts. */
+const writesOf = (act: () => void) =>
+  Effect.gen(function* () {
+    let least = Number.POSITIVE_INFINITY
+    for (let look = 0; look < 10; look++) {
+      const before = writes()
+      act()
+      least = Math.min(least, writes() - before)
+      yield* turn
+    }
+    return least
+  })
+
+/** How long a peer that does not close is waited for, in milliseconds, where that is not what the test is about. */
+const long = 60_000
+
+/** A wire that was accepted with `linger`, in a scope of its own, and what it stands on. */
+const accepted = Effect.fnUntraced(function* (linger: number) {
+  const { peer, socket } = yield* SocketPair.pair
+  const scope = yield* Scope.make()
+  const wire = yield* NodeWire.accepted(socket, "peer", linger).pipe(Scope.provide(scope))
+  const closed = Effect.callback<void>((resume) => {
+    if (socket.closed) return resume(Effect.void)
+    socket.once("close", () => resume(Effect.void))
+  })
+  return { wire, peer, socket, closed, close: Scope.close(scope, Exit.void) }
+})
+
+describe("a wire over a socket", () => {
+  for (const [how, connect] of [
+    ["accepted", SocketPair.accepted],
+    ["dialled", SocketPair.dialled]
+  ] as const)
+    describe(how, () => {
+      it.live("gives out 64 KiB at most", () =>
+        Effect.gen(function* () {
+          const { peer, wire } = yield* connect
+          peer.write(pattern(1_000_000))
+          peer.end()
+          yield* turn
+          const { bytes, chunks } = yield* drain(wire)
+          assert.strictEqual(bytes.length, 1_000_000)
+          for (const { length } of chunks) assert.isAtMost(length, 64 * 1024)
+        })
+      )
+
+      it.live("holds up a peer that nobody reads, before the first pull and after it", () =>
+        Effect.gen(function* () {
+          const { peer, wire } = yield* connect
+          for (let i = 0; i < 100; i++) peer.write(pattern(64 * 1024, i))
+          const settled = Effect.gen(function* () {
+            for (let turns = 0; turns < 30; turns++) yield* turn
+            return peer.taken()
+          })
+          assert.isBelow(yield* settled, 512 * 1024)
+          let pulled = 0
+          for (let i = 0; i < 3; i++) {
+            pulled += (yield* wire.pull).length
+            assert.isBelow((yield* settled) - pulled, 512 * 1024)
+          }
+          for (; pulled < 6_553_600;) pulled += (yield* wire.pull).length
+          assert.strictEqual(peer.taken(), 6_553_600)
+        })
+      )
+
+      it.live("writes what is offered while nothing is pending at once, and in one piece", () =>
+        Effect.gen(function* () {
+          const { peer, wire } = yield* connect
+          peer.read()
+          const small = Array.from({ length: 50 }, (_, i) => pattern(100, i))
+          for (const chunks of [[utf8("a")], small, [pattern(32 * 1024)]]) {
+            assert.strictEqual(yield* writesOf(() => wire.offer(chunks)), 1)
+            assert.strictEqual(wire.pending(), 0)
+          }
+          // a read may find several, but never a part of one
+          assert.strictEqual((peer.reads.at(-1) ?? 0) % (32 * 1024), 0)
+          assert.isAtMost(yield* writesOf(() => wire.offer([pattern(5000), pattern(6000)])), 2)
+        })
+      )
+
+      it.live("reads nothing more once its scope has ended, and leaves no descriptor", () =>
+        Effect.gen(function* () {
+          const before = openSockets()
+          yield* Effect.scoped(
+            Effect.gen(function* () {
+              const { peer, wire } = yield* connect
+              peer.write(utf8("hello"))
+              assert.strictEqual(toText(yield* wire.pull), "hello")
+            })
+          )
+          yield* eventually(() => openSockets() === before)
+        })
+      )
+    })
+
+  it.live("is not read from before the first pull", () =>
+    Effect.gen(function* () {
+      const { peer, socket, wire } = yield* accepted(long)
+      peer.write(utf8("early"))
+      yield* turn
+      assert.strictEqual(socket.bytesRead, 0)
+      assert.strictEqual(toText(yield* wire.pull), "early")
+    })
+  )
+
+  it.live("counts at once what it could not write", () =>
+    Effect.gen(function* () {
+      const { peer, wire } = yield* accepted(long)
+      peer.vanish()
+      wire.offer([utf8("too late")])
+      assert.strictEqual(wire.pending(), 8)
+      wire.offer([utf8("and this all the more")])
+      assert.strictEqual(wire.pending(), 8)
+      assert.instanceOf((yield* Effect.flip(wire.drained)).cause, Error)
+      assert.strictEqual(wire.pending(), 8)
+    })
+  )
+
+  it.live("is closed from the start over a socket that was destroyed", () =>
+    Effect.gen(function* () {
+      const { socket } = yield* SocketPair.pair
+      socket.destroy()
+      const wire = NodeWire.make(socket, "peer")
+      assert.strictEqual((yield* Effect.flip(wire.pull))._tag, "WireClosed")
+      wire.offer([utf8("a")])
+      assert.strictEqual(wire.pending(), 0)
+    })
+  )
+})
+
+describe("the end of an accepted connection", () => {
+  it.live("lets what was offered leave, then tells the peer, which may go on writing until it closes", () =>
+    Effect.gen(function* () {
+      const { close, closed, peer, socket, wire } = yield* accepted(long)
+      const offered = [pattern(3_000_000), utf8("last words")]
+      wire.offer(offered)
+      const closing = yield* Effect.forkChild(close, { startImmediately: true })
+      yield* turn
+      assert.isUndefined(closing.pollUnsafe()) // it is still leaving
+      peer.read()
+      yield* Fiber.join(closing)
+      yield* peer.until(peer.ended)
+      same(peer.received(), concat(offered))
+      for (let i = 0; i < 50; i++) peer.write(pattern(100_000, i))
+      yield* peer.until(() => peer.taken() === 5_000_000)
+      assert.isFalse(socket.destroyed)
+      peer.end()
+      yield* closed
+      yield* eventually(peer.closed)
+      assert.isUndefined(peer.error())
+    })
+  )
+
+  it.live("loses a flooding peer nothing of what it was about to read", () =>
+    Effect.gen(function* () {
+      const { close, closed, peer, wire } = yield* accepted(long)
+      for (let i = 0; i < 100; i++) peer.write(pattern(100_000, i))
+      yield* wire.pull
+      const answer = pattern(100_000, 7)
+      wire.offer([answer])
+      yield* close
+      yield* peer.until(() => peer.taken() === 10_000_000)
+      peer.read()
+      yield* peer.until(peer.ended)
+      same(peer.received(), answer)
+      assert.isUndefined(peer.error())
+      peer.end()
+      yield* closed
+    })
+  )
+
+  it.live("does not wait for a peer that stays, but closes upon it after a while", () =>
+    Effect.gen(function* () {
+      const { close, closed, peer, socket, wire } = yield* accepted(50)
+      wire.offer([utf8("bye")])
+      peer.read()
+      yield* close
+      assert.isFalse(socket.destroyed)
+      yield* peer.until(peer.ended)
+      assert.strictEqual(toText(peer.received()), "bye")
+      yield* closed
+    })
+  )
+
+  it.live("waits no longer than that for a peer that does not read", () =>
+    Effect.gen(function* () {
+      const { close, socket, wire } = yield* accepted(50)
+      wire.offer([pattern(3_000_000)])
+      const start = performance.now()
+      yield* close
+      assert.isAtLeast(performance.now() - start, 45)
+      assert.isTrue(socket.destroyed)
+    })
+  )
+
+  it.live("that its peer began lets what was offered leave all the same", () =>
+    Effect.gen(function* () {
+      const { close, closed, peer, wire } = yield* accepted(long)
+      const offered = pattern(1_000_000)
+      wire.offer([offered])
+      peer.end()
+      yield* Effect.flip(wire.pull)
+      peer.read()
+      yield* close
+      yield* peer.until(peer.ended)
+      same(peer.received(), offered)
+      yield* closed
+    })
+  )
+
+  it.live("is over at once where the peer has vanished", () =>
+    Effect.gen(function* () {
+      const { close, peer, socket, wire } = yield* accepted(long)
+      wire.offer([pattern(3_000_000)])
+      peer.vanish()
+      yield* Effect.flip(wire.pull)
+      yield* close
+      assert.isTrue(socket.destroyed)
+    })
+  )
+
+  it.live("survives a peer that vanishes behind it", () =>
+    Effect.gen(function* () {
+      const { close, closed, peer, wire } = yield* accepted(long)
+      wire.offer([utf8("never read")])
+      yield* close
+      peer.vanish()
+      yield* closed
+    })
+  )
+})
+
+describe("dialling", () => {
+  const dial = (path: string) =>
+    Effect.flatMap(Dialer, ({ dial }) => dial(path)).pipe(Effect.provide(NodeWire.layerDialer))
+
+  it.live("fails with the cause, and leaves no descriptor, where nobody listens", () =>
+    Effect.gen(function* () {
+      const path = Path.join(yield* SocketPair.directory, "nobody")
+      const before = openSockets()
+      const error = yield* Effect.flip(dial(path))
+      assert.strictEqual(error.message, `${path}: connect ENOENT ${path}`)
+      assert.strictEqual(error.peer, path)
+      yield* eventually(() => openSockets() === before)
+    })
+  )
+
+  it.live("that is interrupted leaves no descriptor", () =>
+    Effect.gen(function* () {
+      const before = openSockets()
+      const dialling = yield* Effect.forkChild(Effect.scoped(SocketPair.dialled), { startImmediately: true })
+      yield* Fiber.interrupt(dialling)
+      yield* eventually(() => openSockets() === before)
+    })
+  )
+
+  it.live("closes the connection at the end of its scope", () =>
+    Effect.gen(function* () {
+      const path = Path.join(yield* SocketPair.directory, "socket")
+      const { accept } = yield* SocketPair.serve(path)
+      yield* Effect.scoped(dial(path))
+      const socket = yield* Effect.acquireRelease(accept, (socket) => Effect.sync(() => socket.destroy()))
+      const peer = SocketPair.makePeer(socket)
+      peer.read()
+      yield* peer.until(peer.ended)
+    })
+  )
+})
