@@ -9,6 +9,7 @@ import * as Schema from "effect/Schema"
 import * as Stdio from "effect/Stdio"
 import * as Stream from "effect/Stream"
 import * as Terminal from "effect/Terminal"
+import * as ChildProcess from "node:child_process"
 import * as Client from "../client/index.ts"
 import type { SimulatedVm } from "../sim/SimulatedVm.ts"
 import * as OwnStreams from "./OwnStreams.ts"
@@ -63,7 +64,11 @@ const takeTerminal = Effect.gen(function* () {
   const sizes = yield* (yield* Terminal.Terminal).size
   const size = yield* Queue.take(sizes)
   yield* Effect.acquireRelease(
-    Effect.sync(() => process.stdin.setRawMode(true)),
+    Effect.sync(() => {
+      process.stdin.setRawMode(true)
+      // what Node leaves on: each LF we write would become CR LF, and programs that draw mean LF
+      ChildProcess.execFileSync("stty", ["-opost"], { stdio: ["inherit", "ignore", "ignore"] })
+    }),
     () => Effect.sync(() => process.stdin.setRawMode(false))
   )
   return { size: size.columns > 0 && size.rows > 0 ? size : undefined, sizes } satisfies OwnTerminal
@@ -172,9 +177,10 @@ export const run = Effect.fn("RunCommand.run")(function* (options: Options, sign
     }
   })
   return yield* Effect.raceFirst(session, obey).pipe(
+    Effect.scoped,
     // without a failure of its own they would only stand between the command's lines
     Effect.tapErrorTag(["DaemonEnded", "StatusLost", "CommandFailed"], () =>
       Effect.ignore(OwnStreams.write("stderr", warnings.map((line) => `${line}\n`).join("")))
     )
   )
-}, Effect.scoped)
+})

@@ -4,6 +4,7 @@
  */
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as FileSystem from "effect/FileSystem"
 import type * as PlatformError from "effect/PlatformError"
 import * as Schema from "effect/Schema"
@@ -60,12 +61,12 @@ export const make = Effect.fnUntraced(function* ({
 
   // in a session of its own, so that Ctrl-C does not reach it before its clients have left; the log tells when it listens
   const args = ["-socket-path", socket, "-log", "info", "-ksm", "initial"]
-  const daemon = yield* ChildProcess.make(process.execPath, [process.argv[1]!, ...args], {
+  const daemon = yield* ChildProcess.make(process.execPath, [...process.execArgv, process.argv[1]!, ...args], {
     stdin: "ignore",
     stdout: "ignore",
     forceKillAfter: "5 seconds"
   })
-  yield* daemon.stderr.pipe(
+  const stderr = yield* daemon.stderr.pipe(
     Stream.decodeText,
     Stream.splitLines,
     Stream.runForEach((line) => {
@@ -76,7 +77,8 @@ export const make = Effect.fnUntraced(function* ({
     Effect.ignore, // warnings that nobody takes are no reason to end
     Effect.forkScoped
   )
-  const died = Effect.matchEffect(daemon.exitCode, {
+  const ended = Effect.andThen(Fiber.await(stderr), daemon.exitCode) // its last words come first
+  const died = Effect.matchEffect(ended, {
     onFailure: ({ cause, message }) =>
       Effect.fail(new DaemonEnded({ how: cause instanceof Error ? cause.message : message })),
     onSuccess: (status) => (asked ? Effect.never : Effect.fail(new DaemonEnded({ how: `exit status ${status}` })))

@@ -13,19 +13,25 @@ export type AgentKind = "unknown" | "c" | "go"
 export interface StdinRule {
   /** Most data bytes in one message. */
   readonly messageData: number
-  /** Most data bytes for one process before `pingsPerWindow` answered pings; without end where absent. */
+  /** Most data bytes for one process before `pingsPerWindow` answered pings; infinity for no end. */
   readonly window: number
+  /** Whether the rest of a large input waits for more, for `tailWait` at most, so that messages stay full. */
+  readonly full: boolean
 }
+
+/** How long the rest of a large input waits for more, in milliseconds: far longer than a shim takes to write its next frame. */
+export const tailWait = 2
 
 /**
  * C agent: it buffers 512 bytes per process and drops what does not fit; a message over 4,096 bytes crashes it.
- * Go agent: it dies of a header that straddles a 4,096-byte boundary, so messages are 1,024 bytes in all.
+ * Go agent: it dies of a header that straddles a 4,096-byte boundary of what QEMU reads, so messages are 1,024 bytes in all,
+ * and a shorter one leaves only where nothing large comes before or behind it.
  * Unknown: 512 bytes in all, which every agent takes.
  */
 export const stdinRules: Readonly<Record<AgentKind, StdinRule>> = {
-  c: { messageData: 512, window: 512 },
-  go: { messageData: 1024 - 12, window: Number.POSITIVE_INFINITY },
-  unknown: { messageData: 512 - 12, window: Number.POSITIVE_INFINITY }
+  c: { messageData: 512, window: 512, full: false },
+  go: { messageData: 1024 - 12, window: Number.POSITIVE_INFINITY, full: true },
+  unknown: { messageData: 512 - 12, window: Number.POSITIVE_INFINITY, full: false }
 }
 
 /** Answered pings after which a C agent has emptied its buffer: one loses 40 % of a fast stdin, two 1 %, three nothing. */

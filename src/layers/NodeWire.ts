@@ -23,7 +23,8 @@ class NodeWire implements Wire {
   #closed: WireClosed | undefined
   #offered = 0
   #taken = 0 // by the kernel, as far as Node has told
-  #waiters: Set<() => void> | undefined
+  #drainWaiters: Set<() => void> | undefined
+  #closeWaiters: Set<() => void> | undefined
 
   constructor(socket: Net.Socket, peer: string) {
     this.peer = peer
@@ -70,8 +71,16 @@ class NodeWire implements Wire {
   readonly drained = Effect.callback<void, WireClosed>((resume) => {
     if (this.#closed !== undefined) return resume(Effect.fail(this.#closed))
     if (this.pending() === 0) return resume(Effect.void)
-    const waiters = (this.#waiters ??= new Set())
+    const waiters = (this.#drainWaiters ??= new Set())
     const wake = () => resume(this.#closed === undefined ? Effect.void : Effect.fail(this.#closed))
+    waiters.add(wake)
+    return Effect.sync(() => waiters.delete(wake))
+  })
+
+  readonly closed = Effect.callback<void>((resume) => {
+    if (this.#closed !== undefined) return resume(Effect.void)
+    const waiters = (this.#closeWaiters ??= new Set())
+    const wake = () => resume(Effect.void)
     waiters.add(wake)
     return Effect.sync(() => waiters.delete(wake))
   })
@@ -85,7 +94,7 @@ class NodeWire implements Wire {
     if (error) return this.#salvage() // before Node closes the socket; `#close` follows
     const { errored, writableLength } = this.#socket
     if (errored === null) this.#taken = this.#offered - writableLength
-    if (this.#waiters !== undefined && this.pending() === 0) this.#wake()
+    if (this.#drainWaiters !== undefined && this.pending() === 0) this.#drained()
   }
 
   /** Takes what came before an error, which Node would throw away: what it has read ahead, and what the kernel holds. */
@@ -107,9 +116,9 @@ class NodeWire implements Wire {
     }
   }
 
-  #wake() {
-    const waiters = this.#waiters
-    this.#waiters = undefined
+  #drained() {
+    const waiters = this.#drainWaiters
+    this.#drainWaiters = undefined
     if (waiters !== undefined) for (const wake of waiters) wake()
   }
 
@@ -117,7 +126,8 @@ class NodeWire implements Wire {
     if (this.#closed !== undefined) return
     this.#closed = new WireClosed({ peer: this.peer, ...(cause !== undefined && { cause }) })
     this.#mailbox.fail(this.#closed)
-    this.#wake()
+    this.#drained()
+    if (this.#closeWaiters !== undefined) for (const wake of this.#closeWaiters) wake()
   }
 }
 

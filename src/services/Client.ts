@@ -21,7 +21,7 @@ import { Settings } from "./Settings.ts"
 import type { Vm } from "./Vm.ts"
 import { type Attached, VmRegistry } from "./VmRegistry.ts"
 import * as Watchdog from "./Watchdog.ts"
-import type { Wire, WireClosed } from "./Wire.ts"
+import { type Wire, WireClosed } from "./Wire.ts"
 
 /** A command needs a VM, or a session, that this client does not have. */
 export class WrongClient extends Schema.TaggedError<WrongClient>()("WrongClient", {
@@ -158,7 +158,10 @@ export const serve = Effect.fnUntraced(function* (
           const { session } = entry
           // the end of the last shim's connection may be on its way; an error would make this one give up for good
           const free = () => session.state().shim === undefined
-          if (!free()) yield* Effect.timeoutOption(session.until(free), claimGrace)
+          if (!free()) {
+            session.state().shim?.wire.offer([empty]) // shows whether it has gone, where its socket is left unread
+            yield* Effect.timeoutOption(session.until(free), claimGrace)
+          }
           const refused = session.claim(link)
           if (refused !== undefined) return yield* refused
           shim = { link, entry }
@@ -234,7 +237,8 @@ export const serve = Effect.fnUntraced(function* (
       ahead.push(chunk)
       aheadSize += chunk.length
     }
-    return yield* Effect.never
+    yield* wire.closed
+    return yield* new WireClosed({ peer: wire.peer })
   })
   const next = Effect.suspend(() => {
     const chunk = ahead.shift()

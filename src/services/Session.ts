@@ -84,6 +84,10 @@ export interface Session {
   /** Whether stdin waits for nothing but a new window. */
   readonly needsWindow: () => boolean
   readonly openWindow: () => void
+  /** Whether stdin waits for more, so that its messages stay full, and how many bytes have come in all. */
+  readonly waitsForMore: () => number | undefined
+  /** Nothing more has come in time: what is there may go. */
+  readonly sendTail: () => void
 
   /** The shim has said goodbye, or nobody may come back: drops what waits. */
   readonly close: (reason: string) => void
@@ -138,6 +142,8 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
   const inbox = new ByteQueue()
   let eof: "none" | "waiting" | "sent" = "none"
   let window = Number.POSITIVE_INFINITY
+  let fed = 0
+  let flooding = false // the last message was full
 
   const emit = (bytes: Uint8Array, start: number, end: number) => {
     if (open !== undefined && open.bytes === bytes && open.end === start) {
@@ -303,6 +309,7 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
       if (eof !== "none" || over !== undefined || output.status() !== undefined) return
       if (data.length === 0) eof = "waiting"
       else inbox.push(data)
+      fed += data.length
     },
     pump() {
       wake()
@@ -319,6 +326,8 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
       for (;;) {
         const length = Math.min(rule.messageData, inbox.size, window)
         if (length === 0 || at + headerSize + length > out.length) break
+        if (rule.full && flooding && length < rule.messageData && eof === "none") break
+        flooding = length === rule.messageData
         IoMessage.writeHeader(out, at, stdio, length)
         inbox.read(out, at + headerSize, length)
         at += headerSize + length
@@ -336,6 +345,10 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
     needsWindow: () => inbox.size > 0 && window === 0,
     openWindow() {
       window = Number.POSITIVE_INFINITY
+    },
+    waitsForMore: () => (flooding && inbox.size > 0 && eof === "none" ? fed : undefined),
+    sendTail() {
+      flooding = false
     },
 
     close(reason) {

@@ -30,6 +30,7 @@ export const make = Effect.fnUntraced(function* (
   const run = yield* FiberSet.makeRuntime()
   const ready = new Set<Session>() // in the order of their turns
   const pinging = new Set<Session>()
+  const tails = new Set<Session>()
   let waiting = false
   let writing = false
 
@@ -40,9 +41,11 @@ export const make = Effect.fnUntraced(function* (
     for (const session of ready) {
       if (wire.pending() > 0) break
       ready.delete(session)
-      const messages = session.takeStdin(Agent.stdinRules[ctl.kind()], maxWrite)
+      const rule = Agent.stdinRules[ctl.kind()]
+      const messages = session.takeStdin(rule, maxWrite)
       if (messages === undefined) {
         if (session.needsWindow() && !pinging.has(session)) run(openWindow(session))
+        if (rule.full && session.waitsForMore() !== undefined && !tails.has(session)) run(awaitMore(session))
       } else {
         if (debug) run(IoDump.dump("to agent", messages, 0, messages.length))
         wire.offer([messages])
@@ -77,6 +80,20 @@ export const make = Effect.fnUntraced(function* (
       session.openWindow()
       wake(session)
     }).pipe(Effect.ensuring(Effect.sync(() => pinging.delete(session))))
+
+  /** Waits until what makes messages full has come, or nothing has come for a while. */
+  const awaitMore = (session: Session) =>
+    Effect.gen(function* () {
+      tails.add(session)
+      for (let seen: number | undefined; session.waitsForMore() !== seen;) {
+        seen = session.waitsForMore()
+        if (seen === undefined) return
+        yield* Effect.sleep(Agent.tailWait)
+      }
+      session.sendTail()
+      tails.delete(session)
+      wake(session)
+    }).pipe(Effect.ensuring(Effect.sync(() => tails.delete(session))))
 
   const wake = (session: Session) => {
     ready.add(session)

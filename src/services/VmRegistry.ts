@@ -44,6 +44,9 @@ export class BadTokenCount extends Schema.TaggedError<BadTokenCount>()("BadToken
   }
 }
 
+// a closure made where a VM is in scope would keep the VM alive
+const nothing = () => {}
+
 /** Most ids remembered after their loss; the oldest are forgotten first. */
 const maxLostIds = 10_000
 
@@ -115,7 +118,7 @@ export class VmRegistry extends Context.Service<
             Effect.sync(() => {
               const remembered = lostIds.get(vm.id)
               // keep the id, not the VM
-              if (remembered?.unregister === vm.unregister) lostIds.set(vm.id, { ...remembered, unregister: () => {} })
+              if (remembered?.unregister === vm.unregister) lostIds.set(vm.id, { ...remembered, unregister: nothing })
               ended++
               changed.notify()
             })

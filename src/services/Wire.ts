@@ -35,6 +35,11 @@ export interface Wire {
   readonly pending: () => number
   /** Waits until nothing is pending. Any number of callers. */
   readonly drained: Effect.Effect<void, WireClosed>
+  /**
+   * Waits until the wire is closed. Any number of callers. While nobody pulls, only a write shows that the peer has closed;
+   * an empty one does, and costs the peer nothing.
+   */
+  readonly closed: Effect.Effect<void>
 }
 
 export class Dialer extends Context.Service<

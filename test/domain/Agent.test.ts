@@ -6,12 +6,13 @@ import { fromHex, toText, utf8 } from "../support/Bytes.ts"
 describe("Agent", () => {
   describe("cuts stdin", () => {
     it("for a C agent into 512 bytes, with four answered pings after each", () => {
-      assert.deepStrictEqual(Agent.stdinRules.c, { messageData: 512, window: 512 })
+      assert.deepStrictEqual(Agent.stdinRules.c, { messageData: 512, window: 512, full: false })
       assert.strictEqual(Agent.pingsPerWindow, 4)
     })
 
     it("for a Go agent into messages of 1,024 bytes in all, which never straddle a boundary of 4,096, without a pause", () => {
-      const { messageData, window } = Agent.stdinRules.go
+      const { full, messageData, window } = Agent.stdinRules.go
+      assert.isTrue(full)
       assert.strictEqual(messageData + IoMessage.headerSize, 1024)
       assert.strictEqual(4096 % (messageData + IoMessage.headerSize), 0)
       assert.strictEqual(window, Number.POSITIVE_INFINITY)

@@ -1,11 +1,9 @@
 /** Every command of the client protocol: what it answers, and what it refuses. */
-import { assert, vi } from "@effect/vitest"
+import { assert } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import { SharedDaemon, withDaemon } from "../support/e2e/DaemonProcess.ts"
 import * as Raw from "../support/e2e/RawBytes.ts"
 import * as Scenario from "../support/e2e/Scenario.ts"
-
-vi.setConfig({ testTimeout: 20_000 })
 
 const { accepted, attach, boot, connectShim, freshId, hyper, refused, register, startAgent, tokensOf, unregister } =
   Scenario
@@ -225,6 +223,23 @@ withDaemon()("commands", (it) => {
       )
       assert.strictEqual(client.responses[2]!.payload.toString(), "1")
       assert.strictEqual(client.responses[4]!.payload.toString(), "2")
+    })
+  )
+
+  it.effect("RegisterVM, AttachVM and Hyper may be sent in one piece", () =>
+    Effect.gen(function* () {
+      const daemon = yield* SharedDaemon
+      const id = freshId()
+      const agent = yield* startAgent()
+      const client = yield* daemon.connect
+      client.send(
+        Raw.command(Raw.Op.registerVM, { containerId: id, ctlSerial: agent.ctlPath, ioSerial: agent.ioPath }),
+        Raw.command(Raw.Op.attachVM, { containerId: id, numIOStreams: 1 }),
+        Raw.command(Raw.Op.hyper, hyper("ping"))
+      )
+      accepted(yield* client.response(0), Raw.Op.registerVM)
+      assert.strictEqual(tokensOf(yield* client.response(1)).length, 1)
+      accepted(yield* client.response(2), Raw.Op.hyper)
     })
   )
 

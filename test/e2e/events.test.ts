@@ -1,21 +1,20 @@
 /** Agents that tell a process's end by an event on the control channel. */
-import { assert, vi } from "@effect/vitest"
+import { assert } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import { SharedDaemon, withDaemon } from "../support/e2e/DaemonProcess.ts"
 import * as Raw from "../support/e2e/RawBytes.ts"
 import * as Scenario from "../support/e2e/Scenario.ts"
 
-vi.setConfig({ testTimeout: 20_000 })
-
 const { accepted, answers, boot, connectShim, container, hyper, running, runExec } = Scenario
 
-const api = 4244
+/** The C agent since it has events. */
+const modern = { api: 4244, next: true }
 
 withDaemon()("events", (it) => {
   it.effect("an event after the end of output is the exit status", () =>
     Effect.gen(function* () {
       const daemon = yield* SharedDaemon
-      const { agent, shim } = yield* running(daemon, { api })
+      const { agent, shim } = yield* running(daemon, modern)
       agent.sendIo([3, "out"], [3])
       yield* shim.until("the output", () => shim.received.stdout === 3)
       yield* daemon.settle
@@ -29,7 +28,7 @@ withDaemon()("events", (it) => {
   it.effect("an event before the end of output waits for it", () =>
     Effect.gen(function* () {
       const daemon = yield* SharedDaemon
-      const { agent, runtime, shim } = yield* running(daemon, { api })
+      const { agent, runtime, shim } = yield* running(daemon, modern)
       agent.sendIo([3, "some"])
       agent.finished("c1", "c1-init", 9)
       yield* answers(runtime)
@@ -44,7 +43,7 @@ withDaemon()("events", (it) => {
   it.effect("an event goes to the process it names, also among exec'ed ones", () =>
     Effect.gen(function* () {
       const daemon = yield* SharedDaemon
-      const vm = yield* running(daemon, { api, streams: 3 })
+      const vm = yield* running(daemon, { ...modern, streams: 3 })
       const one = yield* runExec(daemon, vm, vm.tokens[1], { id: "one" })
       const two = yield* runExec(daemon, vm, vm.tokens[2], { id: "two" })
       vm.agent.sendIo([3], [5], [7])
@@ -61,7 +60,7 @@ withDaemon()("events", (it) => {
   it.effect("equal names in two containers are two processes", () =>
     Effect.gen(function* () {
       const daemon = yield* SharedDaemon
-      const vm = yield* running(daemon, { api, streams: 2, process: { id: "init" } })
+      const vm = yield* running(daemon, { ...modern, streams: 2, process: { id: "init" } })
       const second = yield* connectShim(daemon, vm.tokens[1])
       const data = container("c2", { id: "init" })
       accepted(yield* vm.runtime.request(Raw.Op.hyper, hyper("newcontainer", data, vm.tokens[1])))
@@ -77,7 +76,7 @@ withDaemon()("events", (it) => {
   it.effect("an unnamed process's event goes to the session of its container that has ended and has no status", () =>
     Effect.gen(function* () {
       const daemon = yield* SharedDaemon
-      const vm = yield* running(daemon, { api, streams: 3 })
+      const vm = yield* running(daemon, { ...modern, streams: 3 })
       const one = yield* runExec(daemon, vm, vm.tokens[1], { id: undefined })
       const two = yield* runExec(daemon, vm, vm.tokens[2], { id: undefined })
       vm.agent.sendIo([7])
@@ -95,7 +94,7 @@ withDaemon()("events", (it) => {
   it.effect("an unnamed process's event goes to the container's init where no session has ended", () =>
     Effect.gen(function* () {
       const daemon = yield* SharedDaemon
-      const vm = yield* running(daemon, { api, streams: 2, process: { id: undefined } })
+      const vm = yield* running(daemon, { ...modern, streams: 2, process: { id: undefined } })
       const second = yield* runExec(daemon, vm, vm.tokens[1])
       vm.agent.finished("c1", "(null)", 7)
       yield* answers(vm.runtime)
@@ -111,7 +110,7 @@ withDaemon()("events", (it) => {
   it.effect("an event before the ACK of its own start is not lost", () =>
     Effect.gen(function* () {
       const daemon = yield* SharedDaemon
-      const { agent, runtime, tokens } = yield* boot(daemon, { api, streams: 1 })
+      const { agent, runtime, tokens } = yield* boot(daemon, { ...modern, streams: 1 })
       const shim = yield* connectShim(daemon, tokens[0])
       agent.answer(Raw.Ctl.newcontainer, () => {
         agent.sendIo([3, "quick"], [3])
@@ -127,7 +126,7 @@ withDaemon()("events", (it) => {
   it.effect("events that make no sense change nothing", () =>
     Effect.gen(function* () {
       const daemon = yield* SharedDaemon
-      const { agent, runtime, shim } = yield* running(daemon, { api })
+      const { agent, runtime, shim } = yield* running(daemon, modern)
       agent.sendIo([3])
       agent.finished("c9", "c1-init", 1)
       agent.finished("c1", "nobody", 1)

@@ -1,13 +1,11 @@
 /** What a client may send and in which pieces; and that nothing it may not send harms anybody but itself. */
-import { assert, it as own, vi } from "@effect/vitest"
+import { assert, it as own } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as DaemonProcess from "../support/e2e/DaemonProcess.ts"
 import { SharedDaemon, withDaemon } from "../support/e2e/DaemonProcess.ts"
 import * as Raw from "../support/e2e/RawBytes.ts"
 import * as Scenario from "../support/e2e/Scenario.ts"
 import { until } from "../support/e2e/Wait.ts"
-
-vi.setConfig({ testTimeout: 20_000 })
 
 const { accepted, attach, boot, freshId, hyper, refused } = Scenario
 
@@ -163,6 +161,22 @@ withDaemon()("framing", (it) => {
     it.effect(`a log entry ${name} ends only its connection`, () => endsOnly(Raw.logEntry(entry)))
   }
 
+  it.effect("what only a shim may say harms nobody when another says it", () =>
+    Effect.gen(function* () {
+      const daemon = yield* SharedDaemon
+      const { agent, id, runtime } = yield* boot(daemon)
+      for (const bytes of [Raw.stdin("typed"), Raw.stdin(""), Raw.command(Raw.Op.disconnectShim)]) {
+        const stranger = yield* daemon.connect
+        stranger.send(bytes)
+        const attached = yield* attach(daemon, id)
+        attached.send(bytes)
+      }
+      yield* daemon.settle
+      yield* Scenario.answers(runtime)
+      assert.deepStrictEqual(agent.io, [])
+    })
+  )
+
   it.effect("a connection that ends in the middle of a frame harms nobody", () =>
     Effect.gen(function* () {
       const daemon = yield* SharedDaemon
@@ -216,6 +230,45 @@ own.live("a frame that stops half-way ends its connection after -frame-timeout, 
       yield* client.dropped()
     }
     yield* Scenario.answers(runtime)
+  })
+)
+
+own.live("a frame that the proxy itself leaves unread is not held against its client", () =>
+  Effect.gen(function* () {
+    const daemon = yield* DaemonProcess.start({ args: ["-frame-timeout", "300ms"] })
+    const { agent, shim } = yield* Scenario.running(daemon)
+    agent.pauseIo()
+    const data = Scenario.pattern(8 * mebibyte)
+    shim.send(Raw.stdin(data), Raw.stdin(""))
+    // one that times out after the stall has begun, and then another, is the clock
+    for (let n = 0; n < 2; n++) {
+      const late = yield* daemon.connect
+      late.send(Raw.command(Raw.Op.attachVM, { containerId: "x" }).subarray(0, 5))
+      yield* late.dropped()
+    }
+    assert.isFalse(shim.isDropped)
+    agent.resumeIo()
+    yield* agent.stdinEnd(3)
+    assert.isTrue(agent.stdin(3).equals(data))
+  })
+)
+
+own.live("when descriptors run out clients wait, and are served when there are some again", () =>
+  Effect.gen(function* () {
+    const daemon = yield* DaemonProcess.start({ shell: 'ulimit -n 60; exec "$0" "$@"' })
+    const { runtime } = yield* boot(daemon)
+    const crowd = yield* Effect.all(Array.from({ length: 100 }, () => daemon.connect))
+    yield* Scenario.answers(runtime)
+    const waiting = crowd.map((client) => client.post(Raw.Op.attachVM, { containerId: "ghost" }))
+    yield* until("the first to be served", () => crowd[0]!.responses.length === 1)
+    yield* Scenario.answers(runtime)
+    for (const client of crowd.slice(0, 90)) client.hangUp()
+    for (const [n, client] of crowd.entries()) {
+      if (n >= 90 && !client.isDropped) refused(yield* client.response(waiting[n]!), "unknown containerID: ghost")
+    }
+    yield* daemon.settle
+    yield* Scenario.answers(runtime)
+    assert.isBelow(daemon.child.log.length, 20)
   })
 )
 

@@ -1,13 +1,11 @@
 /** The end of a VM: what fails, what is still delivered, and what is free again. */
-import { assert, vi } from "@effect/vitest"
+import { assert } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import { SharedDaemon, withDaemon } from "../support/e2e/DaemonProcess.ts"
 import type { FakeAgent } from "../support/e2e/FakeAgent.ts"
 import * as Raw from "../support/e2e/RawBytes.ts"
 import * as Scenario from "../support/e2e/Scenario.ts"
 import { until } from "../support/e2e/Wait.ts"
-
-vi.setConfig({ testTimeout: 20_000 })
 
 const { accepted, answers, attach, boot, connectShim, container, exec, hyper, refused, register, running, unregister } =
   Scenario
@@ -180,6 +178,24 @@ withDaemon()("loss of a VM", (it) => {
       yield* daemon.settle
       const again = yield* daemon.connect
       refused(yield* again.request(Raw.Op.connectShim, { token: tokens[0] }), "unknown token: ")
+    })
+  )
+
+  it.effect("what a lost VM's session had received is delivered to its shim that comes back, then it is let go", () =>
+    Effect.gen(function* () {
+      const daemon = yield* SharedDaemon
+      const { agent, shim, tokens } = yield* running(daemon)
+      shim.hangUp()
+      yield* daemon.settle
+      agent.sendIo([3, "last words"])
+      agent.exit(3, 5)
+      agent.powerOff()
+      yield* gone(agent)
+      const again = yield* connectShim(daemon, tokens[0])
+      yield* again.dropped()
+      assert.deepStrictEqual(again.story, ["stdout last words", "exit 5"])
+      const late = yield* daemon.connect
+      refused(yield* late.request(Raw.Op.connectShim, { token: tokens[0] }), "unknown token: ")
     })
   )
 

@@ -1,12 +1,10 @@
 /** What a process prints and how it ends, on the way to its shim. */
-import { assert, vi } from "@effect/vitest"
+import { assert } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import { SharedDaemon, withDaemon } from "../support/e2e/DaemonProcess.ts"
 import * as Raw from "../support/e2e/RawBytes.ts"
 import * as Scenario from "../support/e2e/Scenario.ts"
 import { until } from "../support/e2e/Wait.ts"
-
-vi.setConfig({ testTimeout: 20_000 })
 
 const { accepted, boot, connectShim, container, hyper, running } = Scenario
 

@@ -1,5 +1,5 @@
 /** Signals and terminal sizes, from a shim to its process. */
-import { assert, it as own, vi } from "@effect/vitest"
+import { assert, it as own } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as DaemonProcess from "../support/e2e/DaemonProcess.ts"
 import { SharedDaemon, withDaemon } from "../support/e2e/DaemonProcess.ts"
@@ -7,9 +7,6 @@ import type { CtlMessage } from "../support/e2e/FakeAgent.ts"
 import * as Raw from "../support/e2e/RawBytes.ts"
 import type { RawClient } from "../support/e2e/RawClient.ts"
 import * as Scenario from "../support/e2e/Scenario.ts"
-import { until } from "../support/e2e/Wait.ts"
-
-vi.setConfig({ testTimeout: 20_000 })
 
 const { accepted, attach, boot, connectShim, container, exec, hyper, refused, running, runExec } = Scenario
 
@@ -20,8 +17,9 @@ const resize = (shim: RawClient, columns: number, rows: number) => signal(shim, 
 
 const json = ({ payload }: CtlMessage): unknown => JSON.parse(payload.toString())
 
-/** Agents before events, and since. */
-const [plain, modern] = [4243, 4244]
+/** The C agents before events, and since. */
+const plain = { api: 4243, next: true }
+const modern = { api: 4244, next: true }
 
 withDaemon()("signals", (it) => {
   it.effect("a signal goes to a container's init process by killcontainer", () =>
@@ -86,7 +84,7 @@ withDaemon()("signals", (it) => {
   it.effect("an agent without events gets a size by the session's number", () =>
     Effect.gen(function* () {
       const daemon = yield* SharedDaemon
-      const vm = yield* running(daemon, { streams: 2, api: plain, process: { terminal: true } })
+      const vm = yield* running(daemon, { streams: 2, ...plain, process: { terminal: true } })
       const second = yield* runExec(daemon, vm, vm.tokens[1], { terminal: true })
       accepted(yield* resize(vm.shim, 80, 24))
       accepted(yield* resize(second, 132, 43))
@@ -98,10 +96,22 @@ withDaemon()("signals", (it) => {
     })
   )
 
+  it.effect("the Go agent gets a size by the session's number, and cannot signal an exec'ed process", () =>
+    Effect.gen(function* () {
+      const daemon = yield* SharedDaemon
+      const vm = yield* running(daemon, { streams: 2, process: { terminal: true } })
+      const second = yield* runExec(daemon, vm, vm.tokens[1])
+      vm.agent.answer(Raw.Ctl.version, { error: "unknown command" })
+      accepted(yield* resize(vm.shim, 80, 24))
+      assert.deepStrictEqual(vm.agent.commands(Raw.Ctl.winsize).map(json), [{ seq: 3, row: 24, column: 80 }])
+      refused(yield* signal(second, 15), "", Raw.Op.signal)
+    })
+  )
+
   it.effect("an agent with events gets a size by the names of container and process", () =>
     Effect.gen(function* () {
       const daemon = yield* SharedDaemon
-      const vm = yield* running(daemon, { streams: 2, api: modern, process: { terminal: true } })
+      const vm = yield* running(daemon, { streams: 2, ...modern, process: { terminal: true } })
       const second = yield* runExec(daemon, vm, vm.tokens[1], { terminal: true })
       accepted(yield* resize(vm.shim, 80, 24))
       accepted(yield* resize(second, 132, 43))
@@ -115,7 +125,7 @@ withDaemon()("signals", (it) => {
   it.effect("an agent with events gets signals for exec'ed processes by signalprocess, for init by killcontainer", () =>
     Effect.gen(function* () {
       const daemon = yield* SharedDaemon
-      const vm = yield* running(daemon, { streams: 2, api: modern })
+      const vm = yield* running(daemon, { streams: 2, ...modern })
       const second = yield* runExec(daemon, vm, vm.tokens[1])
       accepted(yield* signal(second, 15))
       accepted(yield* signal(vm.shim, 15))
@@ -131,7 +141,7 @@ withDaemon()("signals", (it) => {
   it.effect("the version is asked for once, and only when an answer depends on it", () =>
     Effect.gen(function* () {
       const daemon = yield* SharedDaemon
-      const vm = yield* running(daemon, { streams: 2, api: modern })
+      const vm = yield* running(daemon, { streams: 2, ...modern })
       const second = yield* runExec(daemon, vm, vm.tokens[1])
       vm.shim.send(Raw.stdin("typed"))
       yield* vm.agent.stdinLength(3, 5)
@@ -146,7 +156,7 @@ withDaemon()("signals", (it) => {
   it.effect("an agent without events cannot signal an exec'ed process: an error, and nothing is sent", () =>
     Effect.gen(function* () {
       const daemon = yield* SharedDaemon
-      const vm = yield* running(daemon, { streams: 2, api: plain })
+      const vm = yield* running(daemon, { streams: 2, ...plain })
       const second = yield* runExec(daemon, vm, vm.tokens[1])
       refused(yield* signal(second, 15), "", Raw.Op.signal)
       refused(yield* signal(second, 9), "", Raw.Op.signal)
@@ -160,7 +170,7 @@ withDaemon()("signals", (it) => {
     Effect.gen(function* () {
       const daemon = yield* SharedDaemon
       for (const answer of [{ error: "unknown command" }, { ack: "" }, { ack: '{"version":"1.0"}' }]) {
-        const vm = yield* running(daemon, { streams: 2, process: { terminal: true } })
+        const vm = yield* running(daemon, { streams: 2, next: true, process: { terminal: true } })
         vm.agent.answer(Raw.Ctl.version, answer)
         const second = yield* runExec(daemon, vm, vm.tokens[1])
         refused(yield* signal(second, 15))
@@ -170,29 +180,24 @@ withDaemon()("signals", (it) => {
     })
   )
 
-  for (const [name, start] of [
-    ["the process itself", { id: undefined }],
-    ["the process itself, by an empty id", { id: "" }]
-  ] as const) {
-    it.effect(`an agent with events gets neither size nor signalprocess where ${name} has no id`, () =>
-      Effect.gen(function* () {
-        const daemon = yield* SharedDaemon
-        const vm = yield* running(daemon, { streams: 2, api: modern })
-        const second = yield* runExec(daemon, vm, vm.tokens[1], { ...start, terminal: true })
-        refused(yield* signal(second, 15), "", Raw.Op.signal)
-        refused(yield* resize(second, 80, 24), "", Raw.Op.signal)
-        refused(yield* resize(vm.shim, 80, 24), "", Raw.Op.signal)
-        assert.deepStrictEqual(vm.agent.commands(Raw.Ctl.signalprocess), [])
-        assert.deepStrictEqual(vm.agent.commands(Raw.Ctl.winsize), [])
-        accepted(yield* signal(vm.shim, 15)) // killcontainer is safe
-      })
-    )
-  }
+  it.effect("an agent with events gets neither size nor signalprocess where a process of the VM has no id", () =>
+    Effect.gen(function* () {
+      const daemon = yield* SharedDaemon
+      const vm = yield* running(daemon, { streams: 2, ...modern })
+      const second = yield* runExec(daemon, vm, vm.tokens[1], { id: undefined, terminal: true })
+      refused(yield* signal(second, 15), "", Raw.Op.signal)
+      refused(yield* resize(second, 80, 24), "", Raw.Op.signal)
+      refused(yield* resize(vm.shim, 80, 24), "", Raw.Op.signal)
+      assert.deepStrictEqual(vm.agent.commands(Raw.Ctl.signalprocess), [])
+      assert.deepStrictEqual(vm.agent.commands(Raw.Ctl.winsize), [])
+      accepted(yield* signal(vm.shim, 15)) // killcontainer is safe
+    })
+  )
 
   it.effect("an agent with events gets neither where only a process without a session has no id", () =>
     Effect.gen(function* () {
       const daemon = yield* SharedDaemon
-      const vm = yield* running(daemon, { streams: 2, api: modern })
+      const vm = yield* running(daemon, { streams: 2, ...modern })
       const second = yield* runExec(daemon, vm, vm.tokens[1])
       accepted(yield* vm.runtime.request(Raw.Op.hyper, hyper("execcmd", exec("c1", { id: undefined }))))
       refused(yield* signal(second, 15), "", Raw.Op.signal)
@@ -334,6 +339,6 @@ own.live("a signal whose process does not start fails after -process-timeout; st
     accepted(yield* runtime.request(Raw.Op.hyper, hyper("newcontainer", container("c1"), tokens[0])))
     yield* agent.stdinLength(3, 4)
     assert.strictEqual(agent.stdin(3).toString(), "kept")
-    yield* until("the log", () => daemon.child.log.some((record) => /^warn|^error/.test(record.get("level") ?? "")))
+    yield* daemon.child.warned
   })
 )

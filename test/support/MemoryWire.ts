@@ -37,6 +37,18 @@ export const pair = (peerOfA: string, peerOfB: string): { readonly a: End; reado
     })
     return {
       peer: from.peer,
+      closed: Effect.callback<void>((resume) => {
+        const ask = () => {
+          // what is read tells, or a write
+          if (closed !== undefined) {
+            waiters.delete(ask)
+            resume(Effect.void)
+          }
+        }
+        waiters.add(ask)
+        ask()
+        return Effect.sync(() => waiters.delete(ask))
+      }),
       pull: from.mailbox.take,
       offer(chunks) {
         if (closed !== undefined) return

@@ -90,7 +90,12 @@ export class FakeAgent {
         Raw.makeCutter(
           8,
           (bytes) => bytes.readUInt32BE(4),
-          (bytes, reads) => this.#command(bytes.readUInt32BE(0), bytes.subarray(8), reads)
+          (bytes, reads) =>
+            // what was written to io before this message can be read by now, and comes first in the history
+            void setImmediate(() => {
+              this.#command(bytes.readUInt32BE(0), bytes.subarray(8), reads)
+              happened()
+            })
         )
     )
     this.#ioChannel = new Channel(
