@@ -1,6 +1,7 @@
 /** Flags, environment, signals and sockets: the daemon as a process. */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import { spawnSync } from "node:child_process"
 import * as Fs from "node:fs"
 import * as Net from "node:net"
 import * as Path from "node:path"
@@ -405,6 +406,27 @@ describe("pod mode", () => {
         const { code } = yield* finish(["-uri", uri])
         assert.include([1, 2], code)
       }
+    })
+  )
+})
+
+describe("the executable", () => {
+  it.live("says what it needs where there is no Node", () =>
+    Effect.gen(function* () {
+      const directory = yield* DaemonProcess.temporaryDirectory
+      const alone = Path.join(directory, "cc-proxy")
+      Fs.copyFileSync(DaemonProcess.binary, alone)
+      const { status, stderr } = spawnSync("/bin/sh", [alone, "-version"], { env: { PATH: "/nonexistent" } })
+      assert.strictEqual(status, 1)
+      assert.match(String(stderr), /^cc-proxy: needs Node \d+\.\d+ or later, and there is no node in the path\n$/)
+    })
+  )
+
+  it.live("becomes the daemon, under the process id that it was started with", () =>
+    Effect.gen(function* () {
+      const daemon = yield* DaemonProcess.start()
+      const command = Fs.readFileSync(`/proc/${daemon.child.pid}/cmdline`, "utf8").split("\0")
+      assert.match(command[0]!, /node$/)
     })
   )
 })
