@@ -87,11 +87,22 @@ export const serve = Effect.fnUntraced(function* (
 
   let vm: Vm | undefined
   let shim: { readonly link: Shim; readonly entry: SessionEntry<Told> } | undefined
+  let turnedAway = false // the last claim was refused
   let goodbye = false
   const answers: Array<Answer> = []
   let underWay = 0 // payload bytes of commands that have no answer yet
 
-  yield* Effect.addFinalizer(() => Effect.sync(() => shim?.entry.session.release(shim.link)))
+  yield* Effect.addFinalizer(() =>
+    Effect.suspend(() => {
+      if (shim === undefined) return Effect.void
+      const { entry, link } = shim
+      entry.session.detach(link)
+      const release = Effect.sync(() => entry.session.release(link))
+      if (wire.pending() === 0) return release
+      // what the half-close still gets to this shim must not go to the next one too
+      return Effect.andThen(Effect.ignore(Effect.timeoutOption(wire.drained, settings.frameTimeout)), release)
+    })
+  )
 
   const answer = () => {
     for (let next = answers[0]; next?.frames !== undefined; next = answers[0]) {
@@ -154,17 +165,20 @@ export const serve = Effect.fnUntraced(function* (
           const { token } = yield* Effect.fromResult(ClientCommand.decodeConnectShim(payload))
           if (shim !== undefined) return yield* new CommandRefused({ reason: "this shim has claimed a token already" })
           const link: Shim = { wire, end: (reason) => run(end(reason)) }
-          const entry = yield* Effect.fromResult(sessions.find(token))
+          turnedAway = true
+          let entry = yield* Effect.fromResult(sessions.find(token))
           const { session } = entry
           // the end of the last shim's connection may be on its way; an error would make this one give up for good
           const free = () => session.state().shim === undefined
           if (!free()) {
             session.state().shim?.wire.offer([empty]) // shows whether it has gone, where its socket is left unread
             yield* Effect.timeoutOption(session.until(free), claimGrace)
+            entry = yield* Effect.fromResult(sessions.find(token)) // the earlier shim may have said goodbye
           }
           const refused = session.claim(link)
           if (refused !== undefined) return yield* refused
           shim = { link, entry }
+          turnedAway = false
           yield* Effect.annotateCurrentSpan({ vm: entry.vm })
           yield* accepted("ConnectShim", { vm: entry.vm, token: ClientCommand.redactToken(token) })
           run(session.drain(link))
@@ -252,13 +266,18 @@ export const serve = Effect.fnUntraced(function* (
   ): Effect.Effect<void, ClientCommand.MalformedCommand | ProtocolViolation | WireClosed> | undefined => {
     if (frame.type === Frame.FrameType.stream) {
       if (frame.opcode === Frame.StreamKind.log) return log(frame.payload)
+      if (shim === undefined && turnedAway) {
+        goodbye = true // a shim's first stdin comes right behind its claim, before it knows that it was refused
+        return undefined
+      }
       if (shim === undefined)
         return Effect.fail(new ProtocolViolation({ reason: "stdin from a client that isn't a shim" }))
       shim.entry.session.feed(frame.payload)
       return undefined
     }
-    if (leaving) return undefined // nobody waits for the answer
     const opcode = frame.opcode as Frame.Command
+    // nobody waits for the answer, but a shim's last word counts
+    if (leaving && opcode !== Frame.Command.Signal && opcode !== Frame.Command.DisconnectShim) return undefined
     const performed = perform(opcode, Bytes.keep(frame.payload))
     switch (opcode) {
       // what waits for the agent, a shim or a process must not hold up what comes behind it
@@ -322,10 +341,13 @@ export const serve = Effect.fnUntraced(function* (
         const handled = handle(frame)
         if (handled !== undefined) yield* handled
         if (goodbye) return
+        if (!room()) {
+          shim?.entry.session.pump()
+          while (!room()) yield* roomAgain
+        }
       }
       shim?.entry.session.pump()
       if (Result.isFailure(parsed)) return yield* parsed.failure
-      while (!room()) yield* roomAgain
       if (parser.midFrame()) {
         frameDue = clock.currentTimeMillisUnsafe() + frameMillis
         watch()

@@ -116,7 +116,6 @@ interface Turn {
 const resync = {
   /** Millis without a reply after which no more is expected. Source: PROTOCOL.md, "Late replies". */
   quiet: 100,
-  maxQuiet: 1000,
   /** Millis to wait for a ping's reply before the next one; doubles up to `maxPause`. */
   pause: 1000,
   maxPause: 60_000
@@ -204,11 +203,13 @@ export const make = Effect.fnUntraced(function* (
   const watch = Watchdog.make(run, clock, due, expire)
 
   /**
-   * Pings until the channel is in step: either every reply has come, or one ping has had exactly one and nothing followed,
-   * so the agent has dropped the command. An agent that was only slow answers all of them, in order.
+   * Pings until the channel is in step: either every reply has come, or two pings in a row have had exactly one each and
+   * nothing followed, so the agent has dropped the command. An agent that was only slow answers all of them, in order; the
+   * first lone reply may be the late one, so only the second tells how fast the agent is.
    */
   const resynchronise = Effect.gen(function* () {
     let pause = resync.pause
+    let alone = 0
     for (;;) {
       replies = 0
       owed++
@@ -227,7 +228,7 @@ export const make = Effect.fnUntraced(function* (
         continue
       }
       const latency = clock.currentTimeMillisUnsafe() - sent
-      const quiet = Math.min(Math.max(resync.quiet, 4 * latency), resync.maxQuiet)
+      const quiet = Math.min(Math.max(resync.quiet, 4 * latency), resync.maxPause)
       for (;;) {
         if (owed === 0) break
         const seen = replies
@@ -235,7 +236,8 @@ export const make = Effect.fnUntraced(function* (
         if (more._tag === "None" || lost !== undefined) break
       }
       if (lost !== undefined) return
-      if (owed === 0 || (replies === 1 && lastBare)) break
+      alone = replies === 1 && lastBare ? alone + 1 : 0
+      if (owed === 0 || alone === 2) break
     }
     const answered = first !== undefined && (owed === 0 || !first.bare)
     current?.request.onReply?.(!answered ? "lost" : first!.code === CtlMessage.Code.ack ? "ack" : "error")
@@ -245,6 +247,11 @@ export const make = Effect.fnUntraced(function* (
     yield* Effect.logInfo(`agent answers again, ${answered ? "late" : "a command went lost"}`)
     advance()
   })
+
+  // a guest must not be able to flood the log
+  let unaskedCount = 0
+  const unasked = (what: string) =>
+    (++unaskedCount === 1 ? Effect.logWarning : Effect.logDebug)(what, { count: unaskedCount })
 
   const onReply = (code: number, payload: Uint8Array): Effect.Effect<void> | undefined => {
     if (kind === "unknown") kind = sawNext ? "c" : "go"
@@ -258,7 +265,7 @@ export const make = Effect.fnUntraced(function* (
       return Effect.logDebug("late reply dropped")
     }
     const turn = current
-    if (turn === undefined) return Effect.logWarning("reply that nobody waits for dropped")
+    if (turn === undefined) return unasked("reply that nobody waits for dropped")
     current = undefined
     turn.request.onReply?.(code === CtlMessage.Code.ack ? "ack" : "error")
     const resume = turn.resume
@@ -286,7 +293,7 @@ export const make = Effect.fnUntraced(function* (
         lose(new VmLost({ reason: "the agent sent a reply in place of READY" }))
         return undefined
       case CtlMessage.Code.ready:
-        if (state === "ready") return Effect.logWarning("READY came again")
+        if (state === "ready") return unasked("READY came again")
         state = "ready"
         changed.notify()
         return undefined

@@ -48,6 +48,8 @@ export interface Session {
   readonly claim: (shim: Shim) => SessionError | undefined
   /** Sends what has waited for the shim that claimed, and from now on what comes. */
   readonly attach: (shim: Shim) => void
+  /** The shim's connection is about to end: it gets no more than it has been handed. */
+  readonly detach: (shim: Shim) => void
   /** The shim's connection has ended. What it did not take is kept for the next. */
   readonly release: (shim: Shim) => void
   /** Sends what waits, once the shim's wire has drained. Run it in the shim's scope, after `attach`. */
@@ -228,13 +230,14 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
       flush()
       changed.notify()
     },
+    detach(candidate) {
+      if (shim === candidate) attached = false
+    },
     release(candidate) {
       if (shim !== candidate) return
-      if (attached) {
-        // what the kernel did not take to its end, the shim cannot have read
-        trim(candidate.wire)
-        outbox.unshift(handed)
-      }
+      // what the kernel did not take to its end, the shim cannot have read
+      trim(candidate.wire)
+      outbox.unshift(handed)
       handed = []
       handedSize = 0
       shim = undefined
@@ -354,6 +357,8 @@ export const make = (token: string, stdio: number, hooks: Hooks): Session => {
     close(reason) {
       over ??= new SessionError({ reason })
       outbox.clear()
+      handed = []
+      handedSize = 0
       open = undefined
       inbox.clear()
       changed.notify()

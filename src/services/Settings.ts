@@ -28,6 +28,8 @@ export type Settings = {
   readonly maxCtlCommand: number
   /** Most tokens that one command may ask for. */
   readonly maxTokens: number
+  /** Most tokens that a VM may have at once. */
+  readonly maxVmTokens: number
   /** Bytes of output that wait in memory for one shim; then its VM's io pauses. */
   readonly outboxLimit: number
   /** Bytes of stdin that wait in memory for one process; then its shim's socket is left unread. */
@@ -52,6 +54,7 @@ export const defaults: Settings = {
   payloadLimits: Frame.defaultLimits,
   maxCtlCommand: CtlMessage.defaultMaxCommand,
   maxTokens: 1024,
+  maxVmTokens: 16 * 1024,
   outboxLimit: 1024 * 1024,
   stdinLimit: 1024 * 1024,
   maxPipelined: 64,

@@ -80,6 +80,8 @@ export interface Vm {
   readonly id: string
   /** Makes `count` sessions and tells their tokens. */
   readonly allocate: (count: number) => ReadonlyArray<string>
+  /** How many sessions there are. */
+  readonly sessions: () => number
   /** Sends one Hyper command and waits for the agent's reply. `payload` is the frame's, of which `hyper` was decoded. */
   readonly hyper: (hyper: Hyper, payload: Uint8Array) => Effect.Effect<Uint8Array, HyperFailure>
   /** Nobody needs to come back for what is left, once the VM is lost. */
@@ -96,8 +98,11 @@ const firstSequence = 3
 const nullStdio = 1
 const nullStderr = 2
 
-/** Millis that the second channel may take to end after the first, and to give out what it still holds. */
+/** Millis that the second channel may take to end after the first, and that it may be silent while it gives out what it holds. */
 const lastWords = 100
+
+/** Most bytes read from a VM's io channel after its loss: more than a socket holds, and no flood of one whose ctl has ended. */
+const maxLastWords = 4 * 1024 * 1024
 
 /** Connects to a VM and takes it over; the scope owns all of it. */
 export const make = Effect.fnUntraced(function* (
@@ -125,11 +130,12 @@ export const make = Effect.fnUntraced(function* (
   const findProcess = (event: Agent.ProcessEvent): Session.Session | undefined => {
     let init: Session.Session | undefined
     for (const session of entries.keys()) {
-      const { outputEnded, process, status } = session.state()
-      if (process?.container !== event.container || status !== undefined) continue
+      const { outputEnded, phase, process, status } = session.state()
+      // a start that was refused leaves its session idle
+      if (phase === "idle" || process?.container !== event.container || status !== undefined) continue
       if (event.process === Agent.unnamedProcess) {
         if (process.process === undefined && outputEnded) return session
-        if (process.init) init = session
+        if (process.init && process.process === undefined) init = session
       } else if (process.process === event.process) {
         return session
       }
@@ -218,7 +224,7 @@ export const make = Effect.fnUntraced(function* (
         ...request,
         onWritten: () => {
           written = true
-          unnamed ||= process.process === undefined
+          unnamed ||= !process.process
           session.written()
         },
         onReply: (reply) => {
@@ -348,10 +354,11 @@ export const make = Effect.fnUntraced(function* (
       const entry: SessionEntry<Told> = {
         session,
         vm: id,
-        signal: (given) => signal(session, given),
+        // in the VM's scope: the last thing that a dying shim sends may be the SIGKILL for its process
+        signal: (given) => Effect.suspend(() => Fiber.join(run(signal(session, given)))),
         close: () => {
+          forget(session) // first: closing it lets output go on, which must not find it any more
           session.close("the shim has disconnected")
-          forget(session)
         }
       }
       entries.set(session, entry)
@@ -363,13 +370,15 @@ export const make = Effect.fnUntraced(function* (
   let batches = 0
   let paused = 0 // sessions that are waited for
   let pauses = 0
+  let afterLoss = 0 // bytes read since
   let stray = 0
   const pause = Effect.fnUntraced(function* (session: Session.Session) {
     const container = session.state().process?.container
     pauses++
     yield* (pauses === 1 ? Effect.logInfo : Effect.logDebug)("output of the VM pauses: a shim is behind", { container })
     paused++
-    yield* session.until(() => session.backlog() <= settings.outboxLimit / 2)
+    const goOn = () => session.backlog() <= settings.outboxLimit / 2 || lost !== undefined
+    yield* Effect.raceFirst(session.until(goOn), changed.until(goOn))
     paused--
     changed.notify()
     yield* Effect.logDebug("output of the VM goes on", { container, pauses })
@@ -379,6 +388,7 @@ export const make = Effect.fnUntraced(function* (
     batches++
     let dropped = 0
     for (const run of runs) {
+      if (lost !== undefined) afterLoss += run.end - run.start
       const session = routes.get(run.sequence)
       if (session === undefined) {
         if (run.sequence >= firstSequence) dropped += run.end - run.start
@@ -387,6 +397,7 @@ export const make = Effect.fnUntraced(function* (
         touched.add(session)
       }
     }
+    if (afterLoss > maxLastWords) return Effect.never
     let full: Array<Session.Session> | undefined
     for (const session of touched) {
       session.flush()
@@ -426,8 +437,8 @@ export const make = Effect.fnUntraced(function* (
       break
     }
     session.state().shim?.end(reason.message)
-    session.close(reason.message)
     forget(session)
+    session.close(reason.message)
   })
 
   const life = Effect.fnUntraced(function* (onLost: () => void) {
@@ -445,8 +456,9 @@ export const make = Effect.fnUntraced(function* (
       for (;;) {
         const seen = batches
         const ended = yield* Effect.timeoutOption(Fiber.await(reading), lastWords)
-        if (ended._tag === "Some" || (seen === batches && paused === 0)) break
+        if (ended._tag === "Some" || seen === batches) break
       }
+      yield* Fiber.interrupt(reading)
       drained = true
       changed.notify()
     })
@@ -459,6 +471,7 @@ export const make = Effect.fnUntraced(function* (
   return {
     id,
     allocate,
+    sessions: () => entries.size,
     hyper,
     unregister() {
       unregistered = true

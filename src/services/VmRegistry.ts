@@ -50,6 +50,16 @@ const nothing = () => {}
 /** Most ids remembered after their loss; the oldest are forgotten first. */
 const maxLostIds = 10_000
 
+/** A VM has as many sessions as it may have. */
+export class TooManySessions extends Schema.TaggedError<TooManySessions>()("TooManySessions", {
+  count: Schema.Finite,
+  limit: Schema.Finite
+}) {
+  override get message(): string {
+    return `too many tokens for this VM: ${this.count} with those asked for, the limit is ${this.limit}`
+  }
+}
+
 /** A VM, and the tokens asked for. */
 export interface Attached {
   readonly vm: Vm.Vm
@@ -63,7 +73,10 @@ export class VmRegistry extends Context.Service<
     readonly register: (
       command: RegisterVM
     ) => Effect.Effect<Attached, AlreadyRegistered | BadTokenCount | ConnectFailed>
-    readonly attach: (id: string, count: number) => Effect.Effect<Attached, UnknownContainer | BadTokenCount>
+    readonly attach: (
+      id: string,
+      count: number
+    ) => Effect.Effect<Attached, UnknownContainer | BadTokenCount | TooManySessions>
     /** Hides a VM. What is attached to it goes on; its sockets are closed when it is gone. */
     readonly unregister: (id: string) => Effect.Effect<void, UnknownContainer>
     /** Completes when a VM has been registered and has come to its end: pod mode's only one. */
@@ -132,7 +145,6 @@ export class VmRegistry extends Context.Service<
       yield* checkCount(count)
       if (vms.has(id)) return yield* new AlreadyRegistered({ id })
       vms.set(id, "registering")
-      lostIds.delete(id)
       const vmScope = yield* Scope.fork(scope)
       const vm = yield* Vm.make(id, {
         ctl: command.ctlSerial,
@@ -150,6 +162,7 @@ export class VmRegistry extends Context.Service<
         )
       )
       vms.set(id, vm)
+      lostIds.delete(id)
       const tokens = vm.allocate(count)
       run(live(vm, vmScope))
       return { vm, tokens }
@@ -159,6 +172,8 @@ export class VmRegistry extends Context.Service<
       yield* checkCount(count)
       const vm = vms.get(id)
       if (vm === undefined || vm === "registering") return yield* new UnknownContainer({ id })
+      const total = vm.sessions() + count
+      if (total > settings.maxVmTokens) return yield* new TooManySessions({ count: total, limit: settings.maxVmTokens })
       return { vm, tokens: vm.allocate(count) }
     })
 

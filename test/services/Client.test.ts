@@ -59,6 +59,18 @@ describe("Client", () => {
     }).pipe(Effect.provide(TestProxy.layer()))
   )
 
+  it.effect("bounds the tokens of a VM", () =>
+    Effect.gen(function* () {
+      const { runtime } = yield* registered("a", 2)
+      yield* runtime.ask(Command.AttachVM, { containerId: "a", numIOStreams: 1 })
+      assert.strictEqual(
+        yield* runtime.refused(Command.AttachVM, { containerId: "a", numIOStreams: 2 }),
+        "too many tokens for this VM: 5 with those asked for, the limit is 4"
+      )
+      yield* runtime.ask(Command.AttachVM, { containerId: "a", numIOStreams: 1 })
+    }).pipe(Effect.provide(TestProxy.layer({ maxVmTokens: 4 })))
+  )
+
   it.effect("answers a payload that is not JSON, or does not fit, with an error, and goes on", () =>
     Effect.gen(function* () {
       const { connect } = yield* TestProxy

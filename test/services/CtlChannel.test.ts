@@ -227,7 +227,7 @@ describe("CtlChannel", () => {
       })
     )
 
-    it.effect("goes on when a ping has exactly one reply: the command was dropped by the agent", () =>
+    it.effect("goes on when two pings in a row have one reply each: the command was dropped by the agent", () =>
       Effect.gen(function* () {
         const { ask, channel, say, written } = yield* ready
         const lost: Array<string> = []
@@ -247,8 +247,32 @@ describe("CtlChannel", () => {
         yield* TestClock.adjust("99 millis")
         assert.deepStrictEqual(codes(written), [Code.startpod, Code.ping])
         yield* TestClock.adjust("1 millis")
-        assert.deepStrictEqual(codes(written), [Code.startpod, Code.ping, Code.readfile])
+        assert.deepStrictEqual(codes(written), [Code.startpod, Code.ping, Code.ping])
+        say(Code.ack)
+        yield* TestClock.adjust("100 millis")
+        assert.deepStrictEqual(codes(written), [Code.startpod, Code.ping, Code.ping, Code.readfile])
         assert.deepStrictEqual(lost, ["lost"])
+        say(Code.ack, bytes("mine"))
+        assert.strictEqual(text(yield* Fiber.join(second)), "mine")
+      })
+    )
+
+    it.effect("is not misled by an agent that is slow with every command", () =>
+      Effect.gen(function* () {
+        const { ask, say, written } = yield* ready
+        yield* ask("startpod")
+        yield* TestClock.adjust("60 seconds")
+        const second = yield* ask("writefile")
+        // each answer takes 1.5 s, so the late one comes alone, and so does the first ping's
+        for (let answered = 0; answered < 4 && codes(written).at(-1) !== Code.writefile; answered++) {
+          yield* TestClock.adjust("1500 millis")
+          say(Code.ack)
+        }
+        yield* TestClock.adjust("7 seconds")
+        while (codes(written).at(-1) !== Code.writefile) {
+          say(Code.ack)
+          yield* TestClock.adjust("7 seconds")
+        }
         say(Code.ack, bytes("mine"))
         assert.strictEqual(text(yield* Fiber.join(second)), "mine")
       })

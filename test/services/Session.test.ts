@@ -180,8 +180,38 @@ describe("claims", () => {
       yield* TestClock.adjust("2 millis")
       yield* agent.until(() => stdinOf(agent, 3).bytes.length === sent.length)
       assert.deepStrictEqual(stdinOf(agent, 3).bytes, sent)
-      assert.strictEqual(agent.commands.length, 1)
+      // the last thing that it sent was for its process
+      yield* agent.until(() => agent.commands.length === 2)
+      assert.strictEqual(agent.commands[1]?.text, '{"container":"c1","signal":1,"allProcesses":false}')
     }).pipe(Effect.provide(TestProxy.layer({ stdinLimit: 1000 })))
+  )
+
+  it.effect("end with DisconnectShim while the VM's output waits for them, and it goes on", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, shim, tokens } = yield* running("a")
+      const second = yield* shimFor(tokens[1])
+      yield* runtime.ask(Command.Hyper, execCmd(tokens[1]))
+      shim.stopReading()
+      for (let i = 0; i < 10; i++) agent.io(3, new Uint8Array(60_000))
+      agent.io(5, "behind it")
+      yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+      shim.send(Command.DisconnectShim, {})
+      shim.leave() // as the real one does, without waiting
+      yield* second.until(() => second.output() === "behind it")
+    }).pipe(Effect.provide(TestProxy.layer({ outboxLimit: 300_000 })))
+  )
+
+  it.effect("are not made on a session that ended while they waited", () =>
+    Effect.gen(function* () {
+      const { shim, token } = yield* running("a")
+      const second = yield* (yield* TestProxy).connect
+      const claim = yield* Effect.forkChild(second.refused(Command.ConnectShim, { token }), { startImmediately: true })
+      shim.send(Command.DisconnectShim, {})
+      assert.match(yield* Fiber.join(claim), /^unknown token/)
+      // the stdin that came right behind the claim is no offence
+      second.stdin("too late")
+      yield* second.until(() => second.ended())
+    }).pipe(Effect.provide(TestProxy.layer()))
   )
 
   it.effect("end with DisconnectShim, which takes a start along that has not been written", () =>

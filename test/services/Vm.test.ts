@@ -289,6 +289,21 @@ describe("signals", () => {
     }).pipe(Effect.provide(TestProxy.layer()))
   )
 
+  it.effect("reach the process even if the shim dies right behind them", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, shim } = yield* running("a")
+      agent.respond = () => silence
+      runtime.send(Command.Hyper, { hyperName: "readfile" })
+      yield* agent.until(() => agent.commands.length === 2)
+      shim.send(Command.Signal, { signalNumber: 9 })
+      shim.leave()
+      yield* Effect.yieldNow
+      agent.ctl(Code.ack)
+      yield* agent.until(() => agent.commands.length === 3)
+      assert.strictEqual(agent.commands[2]?.code, Code.killcontainer)
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
   it.effect("are refused once the process has ended", () =>
     Effect.gen(function* () {
       const { agent, shim } = yield* running("a")
@@ -406,6 +421,27 @@ describe("exits that come as events", () => {
       agent.ctl(Code.processEvent, finished("(null)", 3))
       agent.io(3, "")
       yield* shim.until(() => shim.status() === 3)
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("are not for a session whose start was refused, nor for an init that has an id", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, shim, tokens } = yield* running("a", {}, { id: "init" })
+      const failed = yield* shimFor(tokens[1])
+      agent.respond = () => refuse()
+      yield* runtime.refused(Command.Hyper, execCmd(tokens[1], { id: "e1" }))
+      agent.respond = () => ack()
+      const { io } = yield* runtime.ask(Command.AttachVM, { containerId: "a", numIOStreams: 1 })
+      const second = yield* shimFor(io.tokens[0])
+      yield* runtime.ask(Command.Hyper, execCmd(io.tokens[0], { id: "e1" }))
+      agent.ctl(Code.processEvent, finished("e1", 4))
+      agent.ctl(Code.processEvent, finished("(null)", 77))
+      agent.io(7, "")
+      agent.ctl(Code.processEvent, finished("init", 5))
+      agent.io(3, "")
+      yield* second.until(() => second.status() === 4)
+      yield* shim.until(() => shim.status() === 5)
+      assert.isUndefined(failed.status())
     }).pipe(Effect.provide(TestProxy.layer()))
   )
 

@@ -7,7 +7,7 @@ import * as CtlMessage from "../../src/domain/CtlMessage.ts"
 import { Sessions } from "../../src/services/Sessions.ts"
 import { VmRegistry } from "../../src/services/VmRegistry.ts"
 import { FakeHyperstart, silence } from "../support/FakeHyperstart.ts"
-import { newContainer, register, running, shimFor } from "../support/Pod.ts"
+import { execCmd, newContainer, register, running, shimFor } from "../support/Pod.ts"
 import { TestProxy } from "../support/TestProxy.ts"
 
 const { Code } = CtlMessage
@@ -124,6 +124,16 @@ describe("UnregisterVM", () => {
       yield* agent.until(() => agent.hungUp().length === 2)
       yield* runtime.ask(Command.UnregisterVM, { containerId: "a" })
       assert.strictEqual(yield* runtime.refused(Command.UnregisterVM, { containerId: "a" }), "unknown containerID: a")
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("succeeds for it even after a RegisterVM that failed", () =>
+    Effect.gen(function* () {
+      const { agent, runtime } = yield* register("a")
+      agent.powerOff()
+      yield* agent.until(() => agent.hungUp().length === 2)
+      yield* runtime.refused(Command.RegisterVM, vm("a", { ctl: "nowhere", io: "nowhere" }))
+      yield* runtime.ask(Command.UnregisterVM, { containerId: "a" })
     }).pipe(Effect.provide(TestProxy.layer()))
   )
 
@@ -294,6 +304,38 @@ describe("a VM that is lost", () => {
       assert.strictEqual(shim.output(), "last words")
       assert.match(shim.responses().at(-1)!.text, /invalid signal number 99/)
     }).pipe(Effect.provide(TestProxy.layer({ stdinLimit: 100 })))
+  )
+
+  it.effect("does not let one stopped shim keep the others", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, shim, tokens } = yield* running("a")
+      const second = yield* shimFor(tokens[1])
+      yield* runtime.ask(Command.Hyper, execCmd(tokens[1]))
+      shim.stopReading()
+      for (let i = 0; i < 10; i++) agent.io(3, new Uint8Array(60_000))
+      agent.io(5, "beside it")
+      agent.exit(5, 2)
+      yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+      agent.powerOff()
+      yield* TestClock.adjust("2 seconds")
+      yield* second.until(() => second.ended())
+      assert.strictEqual(second.output(), "beside it")
+      assert.strictEqual(second.status(), 2)
+      shim.leave()
+    }).pipe(Effect.provide(TestProxy.layer({ outboxLimit: 300_000 })))
+  )
+
+  it.effect("by its ctl channel alone is given up though its io channel talks on", () =>
+    Effect.gen(function* () {
+      const { agent, shim } = yield* running("a")
+      agent.close("ctl")
+      for (let i = 0; i < 100 && !shim.ended(); i++) {
+        for (let n = 0; n < 10; n++) agent.io(3, new Uint8Array(10_000))
+        yield* TestClock.adjust("50 millis")
+      }
+      yield* shim.until(() => shim.ended())
+      yield* agent.until(() => agent.hungUp().length === 2)
+    }).pipe(Effect.provide(TestProxy.layer()))
   )
 
   it.effect("touches no other VM", () =>
