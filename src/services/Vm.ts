@@ -368,7 +368,6 @@ export const make = Effect.fnUntraced(function* (
 
   // output: one effect per batch, one write per session and batch
   let batches = 0
-  let paused = 0 // sessions that are waited for
   let pauses = 0
   let afterLoss = 0 // bytes read since
   let stray = 0
@@ -376,11 +375,8 @@ export const make = Effect.fnUntraced(function* (
     const container = session.state().process?.container
     pauses++
     yield* (pauses === 1 ? Effect.logInfo : Effect.logDebug)("output of the VM pauses: a shim is behind", { container })
-    paused++
     const goOn = () => session.backlog() <= settings.outboxLimit / 2 || lost !== undefined
     yield* Effect.raceFirst(session.until(goOn), changed.until(goOn))
-    paused--
-    changed.notify()
     yield* Effect.logDebug("output of the VM goes on", { container, pauses })
   })
   const touched = new Set<Session.Session>()
