@@ -5,6 +5,7 @@
  */
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
+import { u32 } from "./Bytes.ts"
 
 /** `c` once a NEXT has come; `go` once a reply came with no NEXT before it. */
 export type AgentKind = "unknown" | "c" | "go"
@@ -41,8 +42,7 @@ export const pingsPerWindow = 4
 export const eventApi = 4244
 
 /** The API version in the reply to `version`: a big-endian u32; 0 where the agent answers something else. */
-export const apiVersionOf = (payload: Uint8Array): number =>
-  payload.length === 4 ? ((payload[0]! << 24) | (payload[1]! << 16) | (payload[2]! << 8) | payload[3]!) >>> 0 : 0
+export const apiVersionOf = (payload: Uint8Array): number => (payload.length === 4 ? u32(payload, 0) : 0)
 
 const ProcessEvent = Schema.fromJsonString(
   Schema.Struct({

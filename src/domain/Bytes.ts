@@ -1,5 +1,9 @@
 /** What is done with byte views in more than one place. */
 
+/** The big-endian u32 at `at`. Reads bytes directly: a `DataView` for each message costs more than the rest of a parse. */
+export const u32 = (bytes: Uint8Array, at: number): number =>
+  ((bytes[at]! << 24) | (bytes[at + 1]! << 16) | (bytes[at + 2]! << 8) | bytes[at + 3]!) >>> 0
+
 /** Joins parts in a buffer of its own. */
 export const concat = (parts: ReadonlyArray<Uint8Array>): Uint8Array => {
   let size = 0

@@ -24,6 +24,12 @@ export class MalformedCommand extends Data.TaggedError("MalformedCommand")<{
   }
 }
 
+/** What a schema's error means for a client, on one line. Such errors name keys and types only. */
+export const misfit =
+  (command: string) =>
+  (error: Schema.SchemaError): MalformedCommand =>
+    new MalformedCommand({ command, reason: error.message.replaceAll(/\s*\n\s*/g, " ") })
+
 /** `optional`, and `null` for absent. */
 const nullable = <S extends Schema.Top>(schema: S) => Schema.optional(Schema.NullOr(schema))
 
@@ -71,7 +77,7 @@ export type LogEntry = typeof LogEntry.Type
 // a byte order mark is left in, for JSON.parse to refuse: `HyperData.dataOf` would not find the object behind one
 const utf8 = new TextDecoder("utf-8", { ignoreBOM: true })
 
-/** Makes a decoder of one payload. The whole of the schema's errors names keys and types only. */
+/** Makes a decoder of one payload. */
 const decoder = <A>(command: string, schema: Schema.ConstraintDecoder<A>) => {
   const decode = Schema.decodeUnknownResult(schema)
   return (payload: Uint8Array): Result.Result<A, MalformedCommand> => {
@@ -82,10 +88,7 @@ const decoder = <A>(command: string, schema: Schema.ConstraintDecoder<A>) => {
       // V8's message quotes the text
       return Result.fail(new MalformedCommand({ command, reason: "the payload is not JSON" }))
     }
-    return Result.mapError(
-      decode(json),
-      (error) => new MalformedCommand({ command, reason: error.message.replaceAll(/\s*\n\s*/g, " ") })
-    )
+    return Result.mapError(decode(json), misfit(command))
   }
 }
 

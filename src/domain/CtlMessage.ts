@@ -13,6 +13,7 @@
 import * as Data from "effect/Data"
 import * as Result from "effect/Result"
 import * as Assembly from "./Assembly.ts"
+import { u32 } from "./Bytes.ts"
 
 /** Bytes before the payload. */
 export const headerSize = 8
@@ -99,9 +100,6 @@ export interface Parser {
     onMessage: (code: number, payload: Uint8Array) => void
   ) => Result.Result<void, CtlError>
 }
-
-const u32 = (bytes: Uint8Array, at: number): number =>
-  ((bytes[at]! << 24) | (bytes[at + 1]! << 16) | (bytes[at + 2]! << 8) | bytes[at + 3]!) >>> 0
 
 /** A `Parser` that refuses messages above `limit` bytes, header included. */
 export const makeParser = (limit: number = defaultMaxReply): Parser => {

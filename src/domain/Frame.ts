@@ -17,6 +17,7 @@
 import * as Data from "effect/Data"
 import * as Result from "effect/Result"
 import * as Assembly from "./Assembly.ts"
+import { u32 } from "./Bytes.ts"
 
 /** The version this codec speaks. */
 export const version = 2
@@ -181,7 +182,7 @@ export const makeParser = (policy: Policy): Parser => {
       return new FrameError({ reason: "type", value: flags & 0x0f, expected: "one this side may send" })
     if (limit === "opcode")
       return new FrameError({ reason: "opcode", value: bytes[at + 7]!, expected: "one this side may send" })
-    const length = ((bytes[at + 8]! << 24) | (bytes[at + 9]! << 16) | (bytes[at + 10]! << 8) | bytes[at + 11]!) >>> 0
+    const length = u32(bytes, at + 8)
     if (length > limit) return new FrameError({ reason: "payload length", value: length, expected: `${limit} or less` })
     type = (flags & 0x0f) as FrameType
     opcode = bytes[at + 7]!

@@ -6,7 +6,7 @@
  */
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
-import { MalformedCommand } from "./ClientCommand.ts"
+import { MalformedCommand, misfit } from "./ClientCommand.ts"
 import * as JsonText from "./JsonText.ts"
 
 const nothing = new Uint8Array(0)
@@ -55,9 +55,7 @@ export const decodeStart = (hyperName: string, data: unknown): Result.Result<Pro
       terminal: process.terminal ?? false,
       init
     })),
-    Result.mapError(
-      (error) => new MalformedCommand({ command: hyperName, reason: error.message.replaceAll(/\s*\n\s*/g, " ") })
-    )
+    Result.mapError(misfit(hyperName))
   )
 }
 

@@ -16,6 +16,7 @@
 import * as Data from "effect/Data"
 import * as Result from "effect/Result"
 import * as Assembly from "./Assembly.ts"
+import { u32 } from "./Bytes.ts"
 
 /** Bytes before the data. */
 export const headerSize = 12
@@ -49,9 +50,6 @@ export interface Parser {
    */
   readonly push: (chunk: Uint8Array, runs: Array<Run>) => Result.Result<void, IoError>
 }
-
-const u32 = (bytes: Uint8Array, at: number): number =>
-  ((bytes[at]! << 24) | (bytes[at + 1]! << 16) | (bytes[at + 2]! << 8) | bytes[at + 3]!) >>> 0
 
 /** The sequence number at `at`. Exact below 2^53; the proxy itself gives out small ones only. */
 export const sequenceAt = (bytes: Uint8Array, at: number): number => {

@@ -127,6 +127,10 @@ export const make = Effect.fnUntraced(function* (
   let unregistered = false
   let lost: VmLost | undefined
 
+  /** Suspends until a test holds of the VM and of one session together. */
+  const untilEither = (session: Session.Session, test: () => boolean) =>
+    Effect.raceFirst(session.until(test), changed.until(test))
+
   const findProcess = (event: Agent.ProcessEvent): Session.Session | undefined => {
     let init: Session.Session | undefined
     for (const session of entries.keys()) {
@@ -376,7 +380,7 @@ export const make = Effect.fnUntraced(function* (
     pauses++
     yield* (pauses === 1 ? Effect.logInfo : Effect.logDebug)("output of the VM pauses: a shim is behind", { container })
     const goOn = () => session.backlog() <= settings.outboxLimit / 2 || lost !== undefined
-    yield* Effect.raceFirst(session.until(goOn), changed.until(goOn))
+    yield* untilEither(session, goOn)
     yield* Effect.logDebug("output of the VM goes on", { container, pauses })
   })
   const touched = new Set<Session.Session>()
@@ -416,15 +420,14 @@ export const make = Effect.fnUntraced(function* (
   const finish = Effect.fnUntraced(function* (session: Session.Session, reason: VmLost) {
     // nothing can come for a process that never was
     const delivered = () => (drained || session.state().phase === "idle") && session.backlog() === 0
-    const until = (test: () => boolean) => Effect.raceFirst(session.until(test), changed.until(test))
     while (!delivered()) {
       const { shim } = session.state()
       if (shim !== undefined) {
-        yield* until(() => delivered() || session.state().shim !== shim)
+        yield* untilEither(session, () => delivered() || session.state().shim !== shim)
         continue
       }
       yield* Effect.timeoutOption(
-        until(() => delivered() || unregistered || session.state().shim !== undefined),
+        untilEither(session, () => delivered() || unregistered || session.state().shim !== undefined),
         settings.orphanTimeout
       )
       if (session.state().shim !== undefined || delivered()) continue
