@@ -101,6 +101,6 @@ export class ByteQueue {
   #taken(count: number, size: number): void {
     this.#size -= size
     this.#settled = Math.max(this.#settled - count, 0)
-    if (count >= this.#chunks.length) this.#join = undefined
+    if (this.#settled === 0) this.#join = undefined
   }
 }

@@ -31,6 +31,20 @@ describe("ByteQueue", () => {
     assert.strictEqual(queue.size, 0)
   })
 
+  it("goes on once all that had waited has been read, and more has come meanwhile", () => {
+    const queue = new ByteQueue()
+    queue.push(bytes(10))
+    queue.settle()
+    queue.push(bytes(10, 10))
+    queue.read(new Uint8Array(10), 0, 10)
+    queue.settle()
+    queue.push(bytes(10, 20))
+    queue.settle()
+    const out = new Uint8Array(20)
+    queue.read(out, 0, 20)
+    assert.deepStrictEqual(out, bytes(20, 10))
+  })
+
   it("takes whole chunks up to a limit, one at least, and none where there is none", () => {
     const queue = new ByteQueue()
     for (const size of [2000, 2000, 2000]) queue.push(bytes(size))
