@@ -140,7 +140,9 @@ const daemon = Command.make("cc-proxy", flags, (config) => {
   }).pipe(
     Effect.provide(
       (config.pprof ? Inspector.layer({ host: config.pprofHost, port: config.pprofPort }) : Layer.empty).pipe(
-        Layer.provideMerge(OtlpTracing.layer({ version: CC_PROXY_VERSION })),
+        Layer.provideMerge(
+          OtlpTracing.layer({ version: CC_PROXY_VERSION, logged: config.log === "debug" || config.log === "info" })
+        ),
         Layer.provideMerge(pod ? SystemLog.layer({ level: config.log }) : StderrLog.layer({ level: config.log }))
       )
     )

@@ -4,6 +4,14 @@
 export const u32 = (bytes: Uint8Array, at: number): number =>
   ((bytes[at]! << 24) | (bytes[at + 1]! << 16) | (bytes[at + 2]! << 8) | bytes[at + 3]!) >>> 0
 
+/** Writes `value` as a big-endian u32 at `at`. */
+export const putU32 = (bytes: Uint8Array, at: number, value: number): void => {
+  bytes[at] = value >>> 24
+  bytes[at + 1] = value >>> 16
+  bytes[at + 2] = value >>> 8
+  bytes[at + 3] = value
+}
+
 /** Joins parts in a buffer of its own. */
 export const concat = (parts: ReadonlyArray<Uint8Array>): Uint8Array => {
   let size = 0

@@ -13,7 +13,7 @@
 import * as Data from "effect/Data"
 import * as Result from "effect/Result"
 import * as Assembly from "./Assembly.ts"
-import { u32 } from "./Bytes.ts"
+import { putU32, u32 } from "./Bytes.ts"
 
 /** Bytes before the payload. */
 export const headerSize = 8
@@ -82,9 +82,8 @@ export class CtlError extends Data.TaggedError("CtlError")<{ readonly length: nu
 /** One message in a buffer of its own: it must leave in one write. */
 export const encode = (code: number, payload: Uint8Array): Uint8Array => {
   const out = new Uint8Array(headerSize + payload.length)
-  const view = new DataView(out.buffer)
-  view.setUint32(0, code)
-  view.setUint32(4, out.length)
+  putU32(out, 0, code)
+  putU32(out, 4, out.length)
   out.set(payload, headerSize)
   return out
 }
@@ -101,40 +100,47 @@ export interface Parser {
   ) => Result.Result<void, CtlError>
 }
 
-/** A `Parser` that refuses messages above `limit` bytes, header included. */
-export const makeParser = (limit: number = defaultMaxReply): Parser => {
-  const straddling = Assembly.make()
-  const refused = (length: number) => length < headerSize || length > limit
+/** A class, as every VM has one: methods cost nothing an instance. */
+class CtlParser implements Parser {
+  readonly #limit: number
+  readonly #straddling = Assembly.make()
 
-  return {
-    push(chunk, onMessage) {
-      const end = chunk.length
-      let offset = 0
-      while (straddling.active()) {
-        offset += straddling.take(chunk, offset, end)
-        if (!straddling.complete()) return Result.void
-        const bytes = straddling.bytes()
-        const length = u32(bytes, 4)
-        if (refused(length)) return Result.fail(new CtlError({ length, limit }))
-        if (length > bytes.length) {
-          straddling.extend(length)
-        } else {
-          const whole = straddling.finish()
-          onMessage(u32(whole, 0), whole.subarray(headerSize))
-        }
+  constructor(limit: number) {
+    this.#limit = limit
+  }
+
+  push(chunk: Uint8Array, onMessage: (code: number, payload: Uint8Array) => void): Result.Result<void, CtlError> {
+    const straddling = this.#straddling
+    const limit = this.#limit
+    const end = chunk.length
+    let offset = 0
+    while (straddling.active()) {
+      offset += straddling.take(chunk, offset, end)
+      if (!straddling.complete()) return Result.void
+      const bytes = straddling.bytes()
+      const length = u32(bytes, 4)
+      if (length < headerSize || length > limit) return Result.fail(new CtlError({ length, limit }))
+      if (length > bytes.length) {
+        straddling.extend(length)
+      } else {
+        const whole = straddling.finish()
+        onMessage(u32(whole, 0), whole.subarray(headerSize))
       }
-      while (end - offset >= headerSize) {
-        const length = u32(chunk, offset + 4)
-        if (refused(length)) return Result.fail(new CtlError({ length, limit }))
-        if (end - offset < length) break
-        onMessage(u32(chunk, offset), chunk.subarray(offset + headerSize, offset + length))
-        offset += length
-      }
-      if (offset < end) {
-        straddling.begin(end - offset >= headerSize ? u32(chunk, offset + 4) : headerSize)
-        straddling.take(chunk, offset, end)
-      }
-      return Result.void
     }
+    while (end - offset >= headerSize) {
+      const length = u32(chunk, offset + 4)
+      if (length < headerSize || length > limit) return Result.fail(new CtlError({ length, limit }))
+      if (end - offset < length) break
+      onMessage(u32(chunk, offset), chunk.subarray(offset + headerSize, offset + length))
+      offset += length
+    }
+    if (offset < end) {
+      straddling.begin(end - offset >= headerSize ? u32(chunk, offset + 4) : headerSize)
+      straddling.take(chunk, offset, end)
+    }
+    return Result.void
   }
 }
+
+/** A `Parser` that refuses messages above `limit` bytes, header included. */
+export const makeParser = (limit: number = defaultMaxReply): Parser => new CtlParser(limit)

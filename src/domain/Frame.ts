@@ -17,7 +17,7 @@
 import * as Data from "effect/Data"
 import * as Result from "effect/Result"
 import * as Assembly from "./Assembly.ts"
-import { u32 } from "./Bytes.ts"
+import { putU32, u32 } from "./Bytes.ts"
 
 /** The version this codec speaks. */
 export const version = 2
@@ -131,10 +131,7 @@ export const writeHeader = (
   bytes[at + 3] = bytes[at + 4] = bytes[at + 5] = 0
   bytes[at + 6] = flags | type
   bytes[at + 7] = opcode
-  bytes[at + 8] = length >>> 24
-  bytes[at + 9] = length >>> 16
-  bytes[at + 10] = length >>> 8
-  bytes[at + 11] = length
+  putU32(bytes, at + 8, length)
 }
 
 /** One frame in a buffer of its own, of 12 + `payload.length` bytes. */
@@ -156,89 +153,102 @@ export interface Parser {
   readonly midFrame: () => boolean
 }
 
-/** A `Parser` that accepts what `policy` does. Lengths are checked before anything is allocated. */
-export const makeParser = (policy: Policy): Parser => {
-  const header = new Uint8Array(headerSize)
-  let headerFilled = 0
-  const body = Assembly.make()
+/** A class, as every connection has one: methods cost nothing an instance. */
+class FrameParser implements Parser {
+  readonly #policy: Policy
+  #header: Uint8Array | undefined // of a frame whose header straddles chunks
+  #headerFilled = 0
+  readonly #body = Assembly.make()
   // the frame whose header has been read
-  let type: FrameType = FrameType.command
-  let opcode = 0
-  let inError = false
-  let padding = 0 // header bytes beyond 12, still to skip
-  let remaining = 0 // payload bytes still to come
-  let piecewise = false
-  let open = false
+  #type: FrameType = FrameType.command
+  #opcode = 0
+  #inError = false
+  #padding = 0 // header bytes beyond 12, still to skip
+  #remaining = 0 // payload bytes still to come
+  #open = false
+
+  constructor(policy: Policy) {
+    this.#policy = policy
+  }
+
+  midFrame() {
+    return this.#open || this.#headerFilled > 0
+  }
+
+  push(chunk: Uint8Array, onFrame: (frame: Frame) => void): Result.Result<void, FrameError> {
+    const end = chunk.length
+    const body = this.#body
+    let offset = 0
+    for (;;) {
+      if (!this.#open) {
+        let error: FrameError | undefined
+        if (this.#headerFilled === 0 && end - offset >= headerSize) {
+          error = this.#readHeader(chunk, offset)
+          offset += headerSize
+        } else {
+          const header = (this.#header ??= new Uint8Array(headerSize))
+          while (this.#headerFilled < headerSize && offset < end) header[this.#headerFilled++] = chunk[offset++]!
+          if (this.#headerFilled < headerSize) return Result.void
+          error = this.#readHeader(header, 0)
+          this.#headerFilled = 0
+        }
+        if (error !== undefined) return Result.fail(error)
+      }
+      if (this.#padding > 0) {
+        const skipped = Math.min(this.#padding, end - offset)
+        this.#padding -= skipped
+        offset += skipped
+        if (this.#padding > 0) return Result.void
+      }
+      const here = Math.min(this.#remaining, end - offset)
+      if (this.#type === FrameType.stream && this.#opcode !== StreamKind.log) {
+        if (this.#remaining > 0 && here === 0) return Result.void
+        this.#remaining -= here
+        this.#open = this.#remaining > 0
+        onFrame(this.#frame(chunk.subarray(offset, offset + here)))
+      } else if (here === this.#remaining && !body.active()) {
+        this.#open = false
+        onFrame(this.#frame(chunk.subarray(offset, offset + here)))
+      } else {
+        if (!body.active()) body.begin(this.#remaining)
+        body.take(chunk, offset, offset + here)
+        this.#remaining -= here
+        if (this.#remaining > 0) return Result.void
+        this.#open = false
+        onFrame(this.#frame(body.finish()))
+      }
+      offset += here
+      if (offset === end && !this.#open) return Result.void
+    }
+  }
+
+  #frame(payload: Uint8Array): Frame {
+    return { type: this.#type, opcode: this.#opcode, inError: this.#inError, payload }
+  }
 
   /** Takes the header at `at` for the current frame, or tells why it is not one. */
-  const readHeader = (bytes: Uint8Array, at: number): FrameError | undefined => {
+  #readHeader(bytes: Uint8Array, at: number): FrameError | undefined {
     const given = (bytes[at]! << 8) | bytes[at + 1]!
     if (given !== version) return new FrameError({ reason: "version", value: given, expected: `${version}` })
     const words = bytes[at + 2]!
     if (words < headerSize / 4) return new FrameError({ reason: "header length", value: words, expected: "3 or more" })
     const flags = bytes[at + 6]!
-    const limit = policy(flags & 0x0f, bytes[at + 7]!)
+    const limit = this.#policy(flags & 0x0f, bytes[at + 7]!)
     if (limit === "type")
       return new FrameError({ reason: "type", value: flags & 0x0f, expected: "one this side may send" })
     if (limit === "opcode")
       return new FrameError({ reason: "opcode", value: bytes[at + 7]!, expected: "one this side may send" })
     const length = u32(bytes, at + 8)
     if (length > limit) return new FrameError({ reason: "payload length", value: length, expected: `${limit} or less` })
-    type = (flags & 0x0f) as FrameType
-    opcode = bytes[at + 7]!
-    inError = (flags & errorFlag) !== 0
-    padding = words * 4 - headerSize
-    remaining = length
-    piecewise = type === FrameType.stream && opcode !== StreamKind.log
-    open = true
+    this.#type = (flags & 0x0f) as FrameType
+    this.#opcode = bytes[at + 7]!
+    this.#inError = (flags & errorFlag) !== 0
+    this.#padding = words * 4 - headerSize
+    this.#remaining = length
+    this.#open = true
     return undefined
   }
-
-  return {
-    midFrame: () => open || headerFilled > 0,
-    push(chunk, onFrame) {
-      const end = chunk.length
-      let offset = 0
-      for (;;) {
-        if (!open) {
-          if (headerFilled === 0 && end - offset >= headerSize) {
-            const error = readHeader(chunk, offset)
-            if (error !== undefined) return Result.fail(error)
-            offset += headerSize
-          } else {
-            while (headerFilled < headerSize && offset < end) header[headerFilled++] = chunk[offset++]!
-            if (headerFilled < headerSize) return Result.void
-            const error = readHeader(header, 0)
-            if (error !== undefined) return Result.fail(error)
-            headerFilled = 0
-          }
-        }
-        if (padding > 0) {
-          const skipped = Math.min(padding, end - offset)
-          padding -= skipped
-          offset += skipped
-          if (padding > 0) return Result.void
-        }
-        const here = Math.min(remaining, end - offset)
-        if (piecewise) {
-          if (remaining > 0 && here === 0) return Result.void
-          remaining -= here
-          open = remaining > 0
-          onFrame({ type, opcode, inError, payload: chunk.subarray(offset, offset + here) })
-        } else if (here === remaining && !body.active()) {
-          open = false
-          onFrame({ type, opcode, inError, payload: chunk.subarray(offset, offset + here) })
-        } else {
-          if (!body.active()) body.begin(remaining)
-          body.take(chunk, offset, offset + here)
-          remaining -= here
-          if (remaining > 0) return Result.void
-          open = false
-          onFrame({ type, opcode, inError, payload: body.finish() })
-        }
-        offset += here
-        if (offset === end && !open) return Result.void
-      }
-    }
-  }
 }
+
+/** A `Parser` that accepts what `policy` does. Lengths are checked before anything is allocated. */
+export const makeParser = (policy: Policy): Parser => new FrameParser(policy)

@@ -16,7 +16,7 @@
 import * as Data from "effect/Data"
 import * as Result from "effect/Result"
 import * as Assembly from "./Assembly.ts"
-import { u32 } from "./Bytes.ts"
+import { putU32, u32 } from "./Bytes.ts"
 
 /** Bytes before the data. */
 export const headerSize = 12
@@ -64,71 +64,62 @@ export const lengthAt = (bytes: Uint8Array, at: number): number => u32(bytes, at
 
 const refused = (length: number): boolean => length < headerSize || length > maxMessage
 
-/** A `Parser` with nothing half-read. */
-export const makeParser = (): Parser => {
-  const straddling = Assembly.make()
+/** A class, as every VM has one: methods cost nothing an instance. */
+class IoParser implements Parser {
+  readonly #straddling = Assembly.make()
 
-  return {
-    push(chunk, runs) {
-      const end = chunk.length
-      let offset = 0
-      while (straddling.active()) {
-        offset += straddling.take(chunk, offset, end)
-        if (!straddling.complete()) return Result.void
-        const bytes = straddling.bytes()
-        const length = lengthAt(bytes, 0)
-        if (refused(length)) return Result.fail(new IoError({ length }))
-        if (length > bytes.length) {
-          straddling.extend(length)
-        } else {
-          const whole = straddling.finish()
-          runs.push({ sequence: sequenceAt(whole, 0), bytes: whole, start: 0, end: whole.length })
-        }
-      }
-      let sequence = -1
-      let start = offset
-      let length = headerSize
-      while (end - offset >= headerSize) {
-        length = lengthAt(chunk, offset)
-        if (refused(length) || end - offset < length) break
-        const next = sequenceAt(chunk, offset)
-        if (next !== sequence) {
-          if (offset > start) runs.push({ sequence, bytes: chunk, start, end: offset })
-          sequence = next
-          start = offset
-        }
-        offset += length
-      }
-      if (offset > start) runs.push({ sequence, bytes: chunk, start, end: offset })
+  push(chunk: Uint8Array, runs: Array<Run>): Result.Result<void, IoError> {
+    const straddling = this.#straddling
+    const end = chunk.length
+    let offset = 0
+    while (straddling.active()) {
+      offset += straddling.take(chunk, offset, end)
+      if (!straddling.complete()) return Result.void
+      const bytes = straddling.bytes()
+      const length = lengthAt(bytes, 0)
       if (refused(length)) return Result.fail(new IoError({ length }))
-      if (offset < end) {
-        straddling.begin(end - offset >= headerSize ? length : headerSize)
-        straddling.take(chunk, offset, end)
+      if (length > bytes.length) {
+        straddling.extend(length)
+      } else {
+        const whole = straddling.finish()
+        runs.push({ sequence: sequenceAt(whole, 0), bytes: whole, start: 0, end: whole.length })
       }
-      return Result.void
     }
+    let sequence = -1
+    let start = offset
+    let length = headerSize
+    while (end - offset >= headerSize) {
+      length = lengthAt(chunk, offset)
+      if (refused(length) || end - offset < length) break
+      const next = sequenceAt(chunk, offset)
+      if (next !== sequence) {
+        if (offset > start) runs.push({ sequence, bytes: chunk, start, end: offset })
+        sequence = next
+        start = offset
+      }
+      offset += length
+    }
+    if (offset > start) runs.push({ sequence, bytes: chunk, start, end: offset })
+    if (refused(length)) return Result.fail(new IoError({ length }))
+    if (offset < end) {
+      straddling.begin(end - offset >= headerSize ? length : headerSize)
+      straddling.take(chunk, offset, end)
+    }
+    return Result.void
   }
 }
+
+/** A `Parser` with nothing half-read. */
+export const makeParser = (): Parser => new IoParser()
 
 /**
  * Writes the header of a message with `length` bytes of data at `at`. `sequence` is below 2^53.
  * Data may stand after it already, or be copied there.
  */
 export const writeHeader = (bytes: Uint8Array, at: number, sequence: number, length: number): void => {
-  const high = Math.floor(sequence / 0x1_0000_0000)
-  const total = headerSize + length
-  bytes[at] = high >>> 24
-  bytes[at + 1] = high >>> 16
-  bytes[at + 2] = high >>> 8
-  bytes[at + 3] = high
-  bytes[at + 4] = sequence >>> 24
-  bytes[at + 5] = sequence >>> 16
-  bytes[at + 6] = sequence >>> 8
-  bytes[at + 7] = sequence
-  bytes[at + 8] = total >>> 24
-  bytes[at + 9] = total >>> 16
-  bytes[at + 10] = total >>> 8
-  bytes[at + 11] = total
+  putU32(bytes, at, Math.floor(sequence / 0x1_0000_0000))
+  putU32(bytes, at + 4, sequence)
+  putU32(bytes, at + 8, headerSize + length)
 }
 
 /** One message in a buffer of its own. */

@@ -10,16 +10,21 @@
 import * as Frame from "./Frame.ts"
 import * as IoMessage from "./IoMessage.ts"
 
+/** Where frames go: an object, as a closure for each session would cost memory. */
+export interface Emit {
+  emit(bytes: Uint8Array, start: number, end: number): void
+}
+
 export interface ProcessOutput {
   /** Whether the agent has said that the process's output has ended. */
   readonly ended: () => boolean
   /** The exit status, once it has come. Nothing comes after it. */
   readonly status: () => number | undefined
   /**
-   * Rewrites `run` (of this process's stdio or stderr sequence) in place and calls `emit` with the ranges of its bytes that
-   * now hold frames, in order. Returns how many bytes of data came after the status and were left out.
+   * Rewrites `run` (of this process's stdio or stderr sequence) in place and tells `to` the ranges of its bytes that now
+   * hold frames, in order. Returns how many bytes of data came after the status and were left out.
    */
-  readonly rewrite: (run: IoMessage.Run, emit: (bytes: Uint8Array, start: number, end: number) => void) => number
+  readonly rewrite: (run: IoMessage.Run, to: Emit) => number
   /**
    * The exit status came by another way than the io channel: an event, or a process that never started. Returns the
    * frame to deliver, which is not due before the output has ended (`unlessEnded` says that there is none to wait for).
@@ -36,55 +41,67 @@ export const exitFrame = (status: number): Uint8Array =>
     payload: Uint8Array.of(status)
   })
 
-/** The output of the process whose stdio sequence is `stdio`. */
-export const make = (stdio: number): ProcessOutput => {
-  let ended = false
-  let status: number | undefined
-  let early: number | undefined // a status that came before the end of the output
+/** A class, as every process has one: methods cost nothing an instance. */
+class Output implements ProcessOutput {
+  readonly #stdio: number
+  #ended = false
+  #status: number | undefined
+  #early: number | undefined // a status that came before the end of the output
 
-  return {
-    ended: () => ended,
-    status: () => status,
-    rewrite({ bytes, end, sequence, start }, emit) {
-      const opcode = sequence === stdio ? Frame.StreamKind.stdout : Frame.StreamKind.stderr
-      let from = start
-      let dropped = 0
-      for (let at = start; at < end;) {
-        const next = at + IoMessage.lengthAt(bytes, at)
-        const length = next - at - IoMessage.headerSize
-        if (status !== undefined || length === 0) {
-          // not a frame: cut it out
-          if (at > from) emit(bytes, from, at)
-          from = next
-          if (length > 0) dropped += length
-          else if (opcode === Frame.StreamKind.stdout && !ended) {
-            ended = true
-            if (early !== undefined) {
-              status = early
-              const frame = exitFrame(early)
-              emit(frame, 0, frame.length)
-            }
+  constructor(stdio: number) {
+    this.#stdio = stdio
+  }
+
+  ended() {
+    return this.#ended
+  }
+  status() {
+    return this.#status
+  }
+
+  rewrite({ bytes, end, sequence, start }: IoMessage.Run, to: Emit) {
+    const opcode = sequence === this.#stdio ? Frame.StreamKind.stdout : Frame.StreamKind.stderr
+    let from = start
+    let dropped = 0
+    for (let at = start; at < end;) {
+      const next = at + IoMessage.lengthAt(bytes, at)
+      const length = next - at - IoMessage.headerSize
+      if (this.#status !== undefined || length === 0) {
+        // not a frame: cut it out
+        if (at > from) to.emit(bytes, from, at)
+        from = next
+        if (length > 0) dropped += length
+        else if (opcode === Frame.StreamKind.stdout && !this.#ended) {
+          this.#ended = true
+          if (this.#early !== undefined) {
+            this.#status = this.#early
+            const frame = exitFrame(this.#early)
+            to.emit(frame, 0, frame.length)
           }
-        } else if (ended && length === 1 && opcode === Frame.StreamKind.stdout) {
-          status = bytes[at + IoMessage.headerSize]!
-          Frame.writeHeader(bytes, at, Frame.FrameType.notification, Frame.Notification.ProcessExited, 1)
-        } else {
-          Frame.writeHeader(bytes, at, Frame.FrameType.stream, opcode, length)
         }
-        at = next
+      } else if (this.#ended && length === 1 && opcode === Frame.StreamKind.stdout) {
+        this.#status = bytes[at + IoMessage.headerSize]!
+        Frame.writeHeader(bytes, at, Frame.FrameType.notification, Frame.Notification.ProcessExited, 1)
+      } else {
+        Frame.writeHeader(bytes, at, Frame.FrameType.stream, opcode, length)
       }
-      if (end > from) emit(bytes, from, end)
-      return dropped
-    },
-    exit(given, unlessEnded) {
-      if (status !== undefined || early !== undefined) return undefined
-      if (!ended && unlessEnded === undefined) {
-        early = given
-        return undefined
-      }
-      ended = true
-      status = given
-      return exitFrame(given)
+      at = next
     }
+    if (end > from) to.emit(bytes, from, end)
+    return dropped
+  }
+
+  exit(given: number, unlessEnded?: "never started") {
+    if (this.#status !== undefined || this.#early !== undefined) return undefined
+    if (!this.#ended && unlessEnded === undefined) {
+      this.#early = given
+      return undefined
+    }
+    this.#ended = true
+    this.#status = given
+    return exitFrame(given)
   }
 }
+
+/** The output of the process whose stdio sequence is `stdio`. */
+export const make = (stdio: number): ProcessOutput => new Output(stdio)

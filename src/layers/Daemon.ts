@@ -1,6 +1,7 @@
 /** The one composition: every service of the daemon, over this machine. */
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import { Deadlines } from "../services/Deadlines.ts"
 import { Hyperstart } from "../services/Hyperstart.ts"
 import type { ListenError } from "../services/Listener.ts"
 import * as Proxy from "../services/Proxy.ts"
@@ -24,6 +25,7 @@ export interface Options {
 const services = VmRegistry.layer.pipe(
   Layer.provideMerge(Hyperstart.layer),
   Layer.provideMerge(Sessions.layer),
+  Layer.provideMerge(Deadlines.layer),
   Layer.provide([NodeWire.layerDialer, CryptoTokens.layer])
 )
 

@@ -4,7 +4,8 @@ import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as Fs from "node:fs"
 import * as Net from "node:net"
-import { Dialer, type Wire, WireClosed } from "../services/Wire.ts"
+import { Condition } from "../services/Condition.ts"
+import { Dialer, DialTimeout, type Wire, WireClosed } from "../services/Wire.ts"
 import * as Mailbox from "./Mailbox.ts"
 
 /** Largest chunk that is given out, in bytes: what Node reads at once. */
@@ -16,6 +17,9 @@ const maxSalvaged = 4 * 1024 * 1024
 /** Chunks below this average size, in bytes, are joined before they are written: a vector of small ones costs more than a copy. */
 const joinBelow = 2048
 
+/** A socket needs somebody to hear of its error, also before its wire does: an error that nobody hears ends the process. */
+export const heard = (): void => {}
+
 class NodeWire implements Wire {
   readonly peer: string
   readonly #socket: Net.Socket
@@ -23,8 +27,8 @@ class NodeWire implements Wire {
   #closed: WireClosed | undefined
   #offered = 0
   #taken = 0 // by the kernel, as far as Node has told
-  #drainWaiters: Set<() => void> | undefined
-  #closeWaiters: Set<() => void> | undefined
+  #refused = 0 // offered after the end
+  readonly #changed = new Condition() // closed, or nothing pending
 
   constructor(socket: Net.Socket, peer: string) {
     this.peer = peer
@@ -52,7 +56,6 @@ class NodeWire implements Wire {
 
   offer(chunks: ReadonlyArray<Uint8Array>) {
     const socket = this.#socket
-    if (this.#closed !== undefined || socket.destroyed || socket.errored !== null) return
     if (chunks.length === 1) return this.#write(chunks[0]!)
     let size = 0
     for (const chunk of chunks) size += chunk.length
@@ -65,36 +68,37 @@ class NodeWire implements Wire {
   pending() {
     const socket = this.#socket
     // Node's own count drops to 0 with the first write that fails, a turn before the error is told
-    return this.#closed === undefined && socket.errored === null ? socket.writableLength : this.#offered - this.#taken
+    return this.#closed === undefined && socket.errored === null
+      ? socket.writableLength
+      : this.#offered - this.#taken + this.#refused
   }
 
-  readonly drained = Effect.callback<void, WireClosed>((resume) => {
-    if (this.#closed !== undefined) return resume(Effect.fail(this.#closed))
-    if (this.pending() === 0) return resume(Effect.void)
-    const waiters = (this.#drainWaiters ??= new Set())
-    const wake = () => resume(this.#closed === undefined ? Effect.void : Effect.fail(this.#closed))
-    waiters.add(wake)
-    return Effect.sync(() => waiters.delete(wake))
-  })
+  get drained() {
+    return Effect.flatMap(
+      this.#changed.until(() => this.#closed !== undefined || this.pending() === 0),
+      () => (this.#closed === undefined ? Effect.void : Effect.fail(this.#closed))
+    )
+  }
 
-  readonly closed = Effect.callback<void>((resume) => {
-    if (this.#closed !== undefined) return resume(Effect.void)
-    const waiters = (this.#closeWaiters ??= new Set())
-    const wake = () => resume(Effect.void)
-    waiters.add(wake)
-    return Effect.sync(() => waiters.delete(wake))
-  })
+  get closed() {
+    return this.#changed.until(() => this.#closed !== undefined)
+  }
 
   #write(chunk: Uint8Array) {
+    const socket = this.#socket
+    if (this.#closed !== undefined || socket.destroyed || socket.errored !== null) {
+      this.#refused += chunk.length
+      return
+    }
     this.#offered += chunk.length
-    this.#socket.write(chunk, this.#written)
+    socket.write(chunk, this.#written)
   }
 
   readonly #written = (error?: Error | null) => {
     if (error) return this.#salvage() // before Node closes the socket; `#close` follows
     const { errored, writableLength } = this.#socket
     if (errored === null) this.#taken = this.#offered - writableLength
-    if (this.#drainWaiters !== undefined && this.pending() === 0) this.#drained()
+    if (writableLength === 0) this.#changed.notify()
   }
 
   /** Takes what came before an error, which Node would throw away: what it has read ahead, and what the kernel holds. */
@@ -116,18 +120,11 @@ class NodeWire implements Wire {
     }
   }
 
-  #drained() {
-    const waiters = this.#drainWaiters
-    this.#drainWaiters = undefined
-    if (waiters !== undefined) for (const wake of waiters) wake()
-  }
-
   #close(cause?: unknown) {
     if (this.#closed !== undefined) return
     this.#closed = new WireClosed({ peer: this.peer, ...(cause !== undefined && { cause }) })
     this.#mailbox.fail(this.#closed)
-    this.#drained()
-    if (this.#closeWaiters !== undefined) for (const wake of this.#closeWaiters) wake()
+    this.#changed.notify()
   }
 }
 
@@ -160,18 +157,31 @@ export const accepted = (socket: Net.Socket, peer: string, linger: number): Effe
   )
 
 export const layerDialer = Layer.succeed(Dialer, {
-  dial: (path) =>
+  dial: (path, millis) =>
     Effect.map(
       Effect.acquireRelease(
-        Effect.callback<Net.Socket, WireClosed>((resume) => {
+        Effect.callback<Net.Socket, DialTimeout | WireClosed>((resume) => {
           const socket = Net.connect({ path })
-          const fail = (cause: unknown) => resume(Effect.fail(new WireClosed({ peer: path, cause })))
-          socket.once("error", fail)
+          const timer = setTimeout(() => {
+            socket.destroy()
+            resume(Effect.fail(new DialTimeout({ peer: path })))
+          }, millis)
+          const failed = (cause: unknown) => {
+            clearTimeout(timer)
+            resume(Effect.fail(new WireClosed({ peer: path, cause })))
+          }
+          socket.once("error", failed)
           socket.once("connect", () => {
+            clearTimeout(timer)
+            socket.on("error", heard)
+            socket.removeListener("error", failed)
             socket.pause()
             resume(Effect.succeed(socket))
           })
-          return Effect.sync(() => socket.destroy())
+          return Effect.sync(() => {
+            clearTimeout(timer)
+            socket.destroy()
+          })
         }),
         (socket) => Effect.sync(() => socket.destroy()),
         { interruptible: true }

@@ -1,9 +1,13 @@
-/** Spans for a collector, where the environment names one. Without, they are for the log, whose records carry their ids. */
+/**
+ * Spans for a collector, where the environment names one. Without, they are for the log, whose records carry their ids; a log
+ * that shows no command has none, as making spans costs more than all the rest of a command.
+ */
 import * as Cause from "effect/Cause"
 import * as Config from "effect/Config"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import * as References from "effect/References"
 
 const endpoint = Config.option(
   Config.NonEmptyString("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").pipe(
@@ -11,13 +15,19 @@ const endpoint = Config.option(
   )
 )
 
+export interface Options {
+  readonly version: string
+  /** Whether the log shows the records of commands, which carry their spans' ids. Nobody else sees spans without a collector. */
+  readonly logged: boolean
+}
+
 /**
  * Exports spans by OTLP/HTTP with JSON to `OTEL_EXPORTER_OTLP_ENDPOINT`. Never fails: variables that make no sense are one
  * warning. Provide the log to this layer: it warns of a collector that does not answer.
  */
-export const layer = (options: { readonly version: string }): Layer.Layer<never> =>
+export const layer = (options: Options): Layer.Layer<never> =>
   Effect.gen(function* () {
-    if (Option.isNone(yield* endpoint)) return Layer.empty
+    if (Option.isNone(yield* endpoint)) return Layer.succeed(References.TracerEnabled, options.logged)
     // loaded only here, for it brings an HTTP client along
     const exporter = yield* Effect.promise(() => import("./otlpExporter.ts"))
     return exporter.layer(options)

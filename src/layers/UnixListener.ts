@@ -95,7 +95,7 @@ export const layer = ({ fd, path }: { readonly path: string; readonly fd: number
         yield* Effect.acquireRelease(
           Effect.callback<Net.Server, ListenError>((resume) => {
             const server = Net.createServer({ pauseOnConnect: true, allowHalfOpen: true }, (socket) => {
-              socket.on("error", () => {}) // heard by its wire, once it has one
+              socket.on("error", NodeWire.heard)
               arrivals.offer(socket)
             })
             server.on("error", (cause) => {

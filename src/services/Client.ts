@@ -2,26 +2,27 @@
  * One client's connection: a runtime that asks for VMs and sends commands, or a shim that carries one process's stdio. Reads
  * frames until the client leaves, and answers commands in their order.
  */
-import * as Clock from "effect/Clock"
+import * as Cause from "effect/Cause"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import type * as Fiber from "effect/Fiber"
+import * as Fiber from "effect/Fiber"
 import * as FiberSet from "effect/FiberSet"
+import * as References from "effect/References"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Bytes from "../domain/Bytes.ts"
 import * as ClientCommand from "../domain/ClientCommand.ts"
 import * as Frame from "../domain/Frame.ts"
-import * as Condition from "./Condition.ts"
+import { Condition, until } from "./Condition.ts"
+import { type Deadline, Deadlines } from "./Deadlines.ts"
 import { Listener } from "./Listener.ts"
-import { type SessionEntry, Sessions, type Told } from "./Sessions.ts"
-import type { Shim } from "./Session.ts"
+import type { Session, Shim, Told } from "./Session.ts"
+import { Sessions } from "./Sessions.ts"
 import { Settings } from "./Settings.ts"
 import type { Vm } from "./Vm.ts"
 import { type Attached, VmRegistry } from "./VmRegistry.ts"
-import * as Watchdog from "./Watchdog.ts"
-import { type Wire, WireClosed } from "./Wire.ts"
+import type { Wire, WireClosed } from "./Wire.ts"
 
 /** A command needs a VM, or a session, that this client does not have. */
 export class WrongClient extends Schema.TaggedError<WrongClient>()("WrongClient", {
@@ -29,15 +30,6 @@ export class WrongClient extends Schema.TaggedError<WrongClient>()("WrongClient"
 }) {
   override get message(): string {
     return this.needs === "vm" ? "client not attached to a vm" : "client isn't a shim"
-  }
-}
-
-/** The client sent what no client may: its connection is closed. */
-export class ProtocolViolation extends Schema.TaggedError<ProtocolViolation>()("ProtocolViolation", {
-  reason: Schema.String
-}) {
-  override get message(): string {
-    return this.reason
   }
 }
 
@@ -52,6 +44,7 @@ export class CommandRefused extends Schema.TaggedError<CommandRefused>()("Comman
 
 /** A command's place in the order of answers. */
 interface Answer {
+  /** Absent until the command is done; empty where nobody may have an answer any more. */
   frames: ReadonlyArray<Uint8Array> | undefined
   /** What may happen only after the answer has left. */
   after: (() => void) | undefined
@@ -61,309 +54,420 @@ const utf8 = new TextEncoder()
 const empty = new Uint8Array(0)
 const json = (value: unknown): Uint8Array => utf8.encode(JSON.stringify(value))
 
-const response = (opcode: number, payload: Uint8Array, inError: boolean): Uint8Array =>
-  Frame.encode({ type: Frame.FrameType.response, opcode, inError, payload })
-
 /** Bytes read ahead of what may be handled: more than a socket's buffer holds, so that the end behind it is seen. */
 const maxAhead = 256 * 1024
 
 /** Millis that a claim waits for the end of an earlier one. */
 const claimGrace = 100
 
+const internalError: Told = { message: "internal error: the proxy's log tells more" }
+
 const levels = { debug: "Debug", info: "Info", warn: "Warn", error: "Error" } as const
 
-/** Serves one client until it leaves, breaks the protocol, or is ended from within. The scope owns the connection. */
-export const serve = Effect.fnUntraced(function* (
-  wire: Wire
-): Effect.fn.Return<void, never, Scope.Scope | Listener | Sessions | VmRegistry> {
-  const settings = yield* Settings
-  const clock = yield* Clock.Clock
-  const { url } = yield* Listener
-  const sessions = yield* Sessions
-  const registry = yield* VmRegistry
-  const run = yield* FiberSet.makeRuntime()
-  const changed = Condition.make()
-  const self = yield* Effect.withFiber((fiber) => Effect.succeed(fiber as Fiber.Fiber<void>))
+/** What every client needs, gathered once. */
+interface Surroundings {
+  readonly settings: Settings
+  readonly deadlines: Deadlines["Service"]
+  readonly sessions: Sessions["Service"]
+  readonly registry: VmRegistry["Service"]
+  /** Where clients connect: what RegisterVM and AttachVM tell. */
+  readonly url: string
+  readonly policy: Frame.Policy
+  /** Whether anybody sees spans. */
+  readonly traced: boolean
+}
 
-  let vm: Vm | undefined
-  let shim: { readonly link: Shim; readonly entry: SessionEntry<Told> } | undefined
-  let turnedAway = false // the last claim was refused
-  let goodbye = false
-  const answers: Array<Answer> = []
-  let underWay = 0 // payload bytes of commands that have no answer yet
+type Run = <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
 
-  yield* Effect.addFinalizer(() =>
-    Effect.suspend(() => {
-      if (shim === undefined) return Effect.void
-      const { entry, link } = shim
-      entry.session.detach(link)
-      const release = Effect.sync(() => entry.session.release(link))
-      if (wire.pending() === 0) return release
-      // what the half-close still gets to this shim must not go to the next one too
-      return Effect.andThen(Effect.ignore(Effect.timeoutOption(wire.drained, settings.frameTimeout)), release)
-    })
-  )
+class Client implements Shim {
+  readonly wire: Wire
+  readonly #around: Surroundings
+  readonly #self: Fiber.Fiber<unknown, unknown>
+  readonly #fork: Run
+  #fibers: Set<Fiber.Fiber<unknown, unknown>> | undefined
+  readonly #changed = new Condition()
+  #vm: Vm | undefined
+  #session: Session | undefined
+  #turnedAway = false // the last claim was refused
 
-  const answer = () => {
-    for (let next = answers[0]; next?.frames !== undefined; next = answers[0]) {
-      answers.shift()
-      wire.offer(next.frames)
-      next.after?.()
-    }
-    changed.notify()
+  // what has been read and not been handled
+  readonly #parser: Frame.Parser
+  #frames: Array<Frame.Frame> = []
+  #ahead = 0 // bytes of it
+  #broken: Frame.FrameError | undefined // what came behind it is no frame
+  #frameDeadline: Deadline | undefined
+  #handling = false
+  #busy: Frame.Command | undefined // the command under way whose result those behind it need
+  #stalled = false
+
+  readonly #answers: Array<Answer> = []
+  #underWay = 0 // payload bytes of commands that have no answer yet
+
+  // how it ends
+  #leaving = false
+  #goodbye = false
+  #ended = false
+
+  constructor(wire: Wire, around: Surroundings, self: Fiber.Fiber<unknown, unknown>, fork: Run) {
+    this.wire = wire
+    this.#around = around
+    this.#self = self
+    this.#fork = fork
+    this.#parser = Frame.makeParser(around.policy)
   }
 
-  const io = ({ tokens }: Attached, asked: number): Uint8Array =>
-    json({ io: { URL: url, tokens: asked > 0 ? tokens : null } })
-
-  const accepted = (name: string, fields: Record<string, unknown>) => Effect.logInfo(name, fields)
-
-  const execute = (opcode: Frame.Command, payload: Uint8Array, slot: Answer): Effect.Effect<Uint8Array, Told> => {
-    switch (opcode) {
-      case Frame.Command.RegisterVM:
-        return Effect.gen(function* () {
-          const command = yield* Effect.fromResult(ClientCommand.decodeRegisterVM(payload))
-          yield* Effect.annotateCurrentSpan({ vm: command.containerId })
-          yield* accepted("RegisterVM", {
-            vm: command.containerId,
-            ctl: command.ctlSerial,
-            io: command.ioSerial,
-            console: command.console
-          })
-          const attached = yield* registry.register(command)
-          vm = attached.vm
-          return io(attached, command.numIOStreams ?? 0)
-        })
-      case Frame.Command.AttachVM:
-        return Effect.gen(function* () {
-          const command = yield* Effect.fromResult(ClientCommand.decodeAttachVM(payload))
-          yield* Effect.annotateCurrentSpan({ vm: command.containerId })
-          const attached = yield* registry.attach(command.containerId, command.numIOStreams ?? 0)
-          yield* accepted("AttachVM", { vm: command.containerId })
-          vm = attached.vm
-          return io(attached, command.numIOStreams ?? 0)
-        })
-      case Frame.Command.UnregisterVM:
-        return Effect.gen(function* () {
-          const command = yield* Effect.fromResult(ClientCommand.decodeUnregisterVM(payload))
-          yield* Effect.annotateCurrentSpan({ vm: command.containerId })
-          yield* registry.unregister(command.containerId)
-          yield* accepted("UnregisterVM", { vm: command.containerId })
-          if (vm?.id === command.containerId) vm = undefined
-          return empty
-        })
-      case Frame.Command.Hyper:
-        return Effect.gen(function* () {
-          const command = yield* Effect.fromResult(ClientCommand.decodeHyper(payload))
-          if (vm === undefined) return yield* new WrongClient({ needs: "vm" })
-          yield* Effect.annotateCurrentSpan({ vm: vm.id, command: command.hyperName })
-          yield* accepted("Hyper", { vm: vm.id, command: command.hyperName })
-          return yield* vm.hyper(command, payload)
-        })
-      case Frame.Command.ConnectShim:
-        return Effect.gen(function* () {
-          const { token } = yield* Effect.fromResult(ClientCommand.decodeConnectShim(payload))
-          if (shim !== undefined) return yield* new CommandRefused({ reason: "this shim has claimed a token already" })
-          const link: Shim = { wire, end: (reason) => run(end(reason)) }
-          turnedAway = true
-          let entry = yield* Effect.fromResult(sessions.find(token))
-          const { session } = entry
-          // the end of the last shim's connection may be on its way; an error would make this one give up for good
-          const free = () => session.state().shim === undefined
-          if (!free()) {
-            session.state().shim?.wire.offer([empty]) // shows whether it has gone, where its socket is left unread
-            yield* Effect.timeoutOption(session.until(free), claimGrace)
-            entry = yield* Effect.fromResult(sessions.find(token)) // the earlier shim may have said goodbye
-          }
-          const refused = session.claim(link)
-          if (refused !== undefined) return yield* refused
-          shim = { link, entry }
-          turnedAway = false
-          yield* Effect.annotateCurrentSpan({ vm: entry.vm })
-          yield* accepted("ConnectShim", { vm: entry.vm, token: ClientCommand.redactToken(token) })
-          run(session.drain(link))
-          slot.after = () => session.attach(link)
-          return empty
-        })
-      case Frame.Command.DisconnectShim:
-        return Effect.gen(function* () {
-          if (shim === undefined) return yield* new WrongClient({ needs: "shim" })
-          yield* accepted("DisconnectShim", { vm: shim.entry.vm })
-          shim.entry.close()
-          goodbye = true
-          return empty
-        })
-      case Frame.Command.Signal:
-        return Effect.gen(function* () {
-          if (shim === undefined) return yield* new WrongClient({ needs: "shim" })
-          const command = yield* Effect.fromResult(ClientCommand.decodeSignal(payload))
-          const refused = ClientCommand.checkSignal(command)
-          if (refused !== undefined) return yield* new CommandRefused({ reason: refused })
-          yield* Effect.annotateCurrentSpan({ vm: shim.entry.vm, signal: command.signalNumber })
-          yield* accepted("Signal", { vm: shim.entry.vm, signal: command.signalNumber })
-          yield* shim.entry.signal(command)
-          return empty
-        })
-    }
+  /** Runs an effect for as long as the client is connected. */
+  run<A, E>(effect: Effect.Effect<A, E>): void {
+    const fiber = this.#fork(effect)
+    if (fiber.pollUnsafe() !== undefined) return
+    const fibers = (this.#fibers ??= new Set())
+    fibers.add(fiber)
+    fiber.addObserver(() => fibers.delete(fiber))
   }
-
-  /** Runs a command up to its answer, whose place in the order it takes now. */
-  const perform = (opcode: Frame.Command, payload: Uint8Array) => {
-    const slot: Answer = { frames: undefined, after: undefined }
-    answers.push(slot)
-    underWay += payload.length
-    return execute(opcode, payload, slot).pipe(
-      Effect.tapError((error) => Effect.logInfo("command refused", { error: error.message })),
-      Effect.withSpan(ClientCommand.commandNames[opcode], { root: true, kind: "server" }, { captureStackTrace: false }),
-      Effect.match({
-        onSuccess: (reply) => response(opcode, reply, false),
-        onFailure: (error) => response(opcode, json({ msg: error.told ?? error.message }), true)
-      }),
-      Effect.map((frame) => {
-        slot.frames = goodbye ? [] : [frame]
-        underWay -= payload.length
-        answer()
-      })
-    )
-  }
-
-  const log = (payload: Uint8Array) =>
-    Effect.gen(function* () {
-      const entry = yield* Effect.fromResult(ClientCommand.decodeLogEntry(payload))
-      yield* Effect.logWithLevel(levels[entry.level])(entry.msg).pipe(
-        Effect.annotateLogs({
-          source: entry.source,
-          ...(entry.containerId !== null && entry.containerId !== undefined && { container: entry.containerId })
-        })
-      )
-    })
-
-  const ahead: Array<Uint8Array> = []
-  let aheadSize = 0
-  let leaving = false
-  /**
-   * Reads on while nothing may be handled, only to see whether the client leaves: as far as a client that is gone can have
-   * sent.
-   */
-  const readAhead = Effect.gen(function* () {
-    while (aheadSize < maxAhead) {
-      const chunk = yield* wire.pull
-      ahead.push(chunk)
-      aheadSize += chunk.length
-    }
-    yield* wire.closed
-    return yield* new WireClosed({ peer: wire.peer })
-  })
-  const next = Effect.suspend(() => {
-    const chunk = ahead.shift()
-    if (chunk === undefined) return wire.pull
-    aheadSize -= chunk.length
-    return Effect.succeed(chunk)
-  })
-
-  const handle = (
-    frame: Frame.Frame
-  ): Effect.Effect<void, ClientCommand.MalformedCommand | ProtocolViolation | WireClosed> | undefined => {
-    if (frame.type === Frame.FrameType.stream) {
-      if (frame.opcode === Frame.StreamKind.log) return log(frame.payload)
-      if (shim === undefined && turnedAway) {
-        goodbye = true // a shim's first stdin comes right behind its claim, before it knows that it was refused
-        return undefined
-      }
-      if (shim === undefined)
-        return Effect.fail(new ProtocolViolation({ reason: "stdin from a client that isn't a shim" }))
-      shim.entry.session.feed(frame.payload)
-      return undefined
-    }
-    const opcode = frame.opcode as Frame.Command
-    // nobody waits for the answer, but a shim's last word counts
-    if (leaving && opcode !== Frame.Command.Signal && opcode !== Frame.Command.DisconnectShim) return undefined
-    const performed = perform(opcode, Bytes.keep(frame.payload))
-    switch (opcode) {
-      // what waits for the agent, a shim or a process must not hold up what comes behind it
-      case Frame.Command.Hyper:
-      case Frame.Command.Signal:
-        run(performed)
-        return undefined
-      // what comes behind it needs the VM; but a client that leaves takes it along
-      case Frame.Command.RegisterVM:
-        return Effect.raceFirst(performed, readAhead)
-      default:
-        return performed
-    }
-  }
-
-  const parser = Frame.makeParser(Frame.fromClient(settings.payloadLimits))
-
-  // a half-sent frame, while the proxy reads
-  const frameMillis = Duration.toMillis(settings.frameTimeout)
-  let frameDue = Number.POSITIVE_INFINITY
-  const watch = Watchdog.make(
-    run,
-    clock,
-    () => frameDue,
-    Effect.suspend(() => {
-      frameDue = Number.POSITIVE_INFINITY
-      return end(`a frame was left half-sent for ${Duration.format(settings.frameTimeout)}`, "Warn")
-    })
-  )
 
   /** Ends the connection from outside of its fiber. */
-  const end = (reason: string, level: "Info" | "Warn" = "Info") =>
-    Effect.logWithLevel(level)("client's connection ended", { reason }).pipe(
-      Effect.andThen(Effect.sync(() => self.interruptUnsafe()))
+  end(reason: string): void {
+    this.#end(Effect.logInfo("client's connection ended", { reason }))
+  }
+
+  /** Reads until the client leaves, or is ended. It reads on while nothing may be handled: a client's end must be seen. */
+  get serve(): Effect.Effect<void> {
+    return Effect.gen(() => this.#read()).pipe(
+      Effect.catchTag("WireClosed", (closed) => this.#left(closed)),
+      Effect.ensuring(Effect.suspend(() => this.#release()))
     )
+  }
 
-  const room = () =>
-    leaving ||
-    (answers.length < settings.maxPipelined &&
-      underWay <= settings.payloadLimits.hyper &&
-      wire.pending() <= settings.outboxLimit &&
-      (shim === undefined || shim.entry.session.unfed() <= settings.stdinLimit))
-
-  const roomAgain = Effect.suspend(() => {
-    const waits = [changed.until(room)]
-    if (shim !== undefined) waits.push(shim.entry.session.until(room))
-    const left = () => Effect.sync(() => (leaving = true))
-    if (wire.pending() > settings.outboxLimit) waits.push(Effect.catch(wire.drained, left))
-    // a shim that has died must not keep its token
-    waits.push(Effect.catch(readAhead, left))
-    return Effect.raceAllFirst(waits)
-  })
-
-  const loop = Effect.gen(function* () {
-    for (;;) {
-      const chunk = yield* next
-      frameDue = Number.POSITIVE_INFINITY
-      const frames: Array<Frame.Frame> = []
-      const parsed = parser.push(chunk, (frame) => void frames.push(frame))
-      for (const frame of frames) {
-        const handled = handle(frame)
-        if (handled !== undefined) yield* handled
-        if (goodbye) return
-        if (!room()) {
-          shim?.entry.session.pump()
-          while (!room()) yield* roomAgain
-        }
-      }
-      shim?.entry.session.pump()
-      if (Result.isFailure(parsed)) return yield* parsed.failure
-      if (parser.midFrame()) {
-        frameDue = clock.currentTimeMillisUnsafe() + frameMillis
-        watch()
-      }
+  *#read() {
+    const keep = (frame: Frame.Frame) => {
+      this.#frames.push(frame)
+      this.#ahead += Frame.headerSize + frame.payload.length
     }
-  })
+    for (;;) {
+      const chunk = yield* this.wire.pull
+      this.#frameDeadline?.cancel()
+      if (this.#broken === undefined) {
+        const parsed = this.#parser.push(chunk, keep)
+        if (Result.isFailure(parsed)) this.#broken = parsed.failure
+      }
+      this.#handle()
+      if (this.#ended) return
+      if (this.#ahead >= maxAhead)
+        yield* Effect.raceFirst(
+          this.#changed.until(() => this.#ahead < maxAhead),
+          this.wire.closed
+        )
+      if (this.#parser.midFrame()) this.#awaitRest()
+    }
+  }
 
-  yield* loop.pipe(
-    Effect.catchTags({
-      WireClosed: (closed) =>
-        parser.midFrame() && closed.cause === undefined
-          ? Effect.logInfo("client left in the middle of a frame")
-          : Effect.logDebug("client left", { reason: closed.message }),
-      FrameError: (error) => Effect.logWarning("client broke the protocol", { error: error.message }),
-      MalformedCommand: (error) => Effect.logWarning("client broke the protocol", { error: error.message }),
-      ProtocolViolation: (error) => Effect.logWarning("client broke the protocol", { error: error.message })
+  /** The client has left: what it said before still counts, but a VM that is only just being registered goes with it. */
+  #left(closed: WireClosed): Effect.Effect<void> {
+    this.#leaving = true
+    this.#handle()
+    const log =
+      this.#parser.midFrame() && closed.cause === undefined
+        ? Effect.logInfo("client left in the middle of a frame")
+        : Effect.logDebug("client left", { reason: closed.message })
+    const done = () =>
+      this.#busy === Frame.Command.RegisterVM || (this.#frames.length === 0 && this.#busy === undefined)
+    return done() ? log : Effect.andThen(this.#changed.until(done), log)
+  }
+
+  /** Gives up what is under way. What the half-close still gets to this shim must not go to the next one too. */
+  #release(): Effect.Effect<void> {
+    this.#ended = true
+    this.#frameDeadline?.cancel()
+    const stopped = this.#fibers === undefined ? Effect.void : Fiber.interruptAll(this.#fibers)
+    const session = this.#session
+    if (session === undefined) return stopped
+    session.detach(this)
+    const released = Effect.andThen(
+      stopped,
+      Effect.sync(() => session.release(this))
+    )
+    if (this.wire.pending() === 0) return released
+    const drained = Effect.timeoutOption(this.wire.drained, this.#around.settings.frameTimeout)
+    return Effect.andThen(Effect.ignore(drained), released)
+  }
+
+  #end(log: Effect.Effect<void> = Effect.void) {
+    if (this.#ended) return
+    this.#ended = true
+    this.#fork(log)
+    this.#self.interruptUnsafe()
+  }
+
+  #violated(reason: string) {
+    this.#end(Effect.logWarning("client broke the protocol", { error: reason }))
+  }
+
+  /** Ends a client that leaves a frame half-sent while the proxy reads. */
+  #awaitRest() {
+    const { frameTimeout } = this.#around.settings
+    this.#frameDeadline = this.#around.deadlines.set(Duration.toMillis(frameTimeout), () => {
+      const reason = `a frame was left half-sent for ${Duration.format(frameTimeout)}`
+      this.#end(Effect.logWarning("client's connection ended", { reason }))
     })
-  )
+  }
+
+  /** Whether more may be handled now. */
+  #room(): boolean {
+    const { maxPipelined, outboxLimit, payloadLimits, stdinLimit } = this.#around.settings
+    return (
+      this.#leaving ||
+      (this.#answers.length < maxPipelined &&
+        this.#underWay <= payloadLimits.hyper &&
+        this.wire.pending() <= outboxLimit &&
+        (this.#session === undefined || this.#session.unfed() <= stdinLimit))
+    )
+  }
+
+  /** Handles what has been read, as far as may be. */
+  #handle() {
+    if (this.#handling) return
+    this.#handling = true
+    const frames = this.#frames
+    let at = 0
+    for (; at < frames.length && !this.#ended && this.#busy === undefined && this.#room(); at++) {
+      const frame = frames[at]!
+      this.#ahead -= Frame.headerSize + frame.payload.length
+      this.#take(frame)
+      if (this.#goodbye) this.#end()
+    }
+    this.#frames = at === frames.length ? [] : frames.slice(at)
+    this.#session?.pump()
+    this.#handling = false
+    if (this.#broken !== undefined && this.#frames.length === 0 && this.#busy === undefined)
+      this.#violated(this.#broken.message)
+    this.#changed.notify()
+    if (this.#frames.length > 0 && this.#busy === undefined && !this.#ended) this.#awaitRoom()
+  }
+
+  #awaitRoom() {
+    if (this.#stalled) return
+    this.#stalled = true
+    const session = this.#session
+    const room = until(() => this.#room(), this.#changed, ...(session === undefined ? [] : [session.changed]))
+    const drained = Effect.ignore(this.wire.drained) // a wire that breaks is seen by whoever reads
+    this.run(
+      Effect.andThen(
+        this.wire.pending() > this.#around.settings.outboxLimit ? Effect.raceFirst(room, drained) : room,
+        Effect.sync(() => {
+          this.#stalled = false
+          this.#handle()
+        })
+      )
+    )
+  }
+
+  #take(frame: Frame.Frame) {
+    if (frame.type !== Frame.FrameType.stream) return this.#command(frame.opcode as Frame.Command, frame.payload)
+    if (frame.opcode === Frame.StreamKind.log) return this.#log(frame.payload)
+    if (this.#session !== undefined) return this.#session.feed(frame.payload)
+    // a shim's first stdin comes right behind its claim, before it knows that it was refused
+    if (this.#turnedAway) this.#goodbye = true
+    else this.#violated("stdin from a client that isn't a shim")
+  }
+
+  #log(payload: Uint8Array) {
+    const decoded = ClientCommand.decodeLogEntry(payload)
+    if (Result.isFailure(decoded)) return this.#violated(decoded.failure.message)
+    const { containerId, level, msg, source } = decoded.success
+    const annotations =
+      containerId === null || containerId === undefined ? { source } : { source, container: containerId }
+    this.#fork(Effect.annotateLogs(Effect.logWithLevel(levels[level])(msg), annotations))
+  }
+
+  #command(opcode: Frame.Command, view: Uint8Array) {
+    // nobody waits for the answer, but a shim's last word counts
+    if (this.#leaving && opcode !== Frame.Command.Signal && opcode !== Frame.Command.DisconnectShim) return
+    const payload = Bytes.keep(view)
+    const slot: Answer = { frames: undefined, after: undefined }
+    this.#answers.push(slot)
+    this.#underWay += payload.length
+    const executed = this.#execute(opcode, payload, slot).pipe(
+      Effect.catchDefect((defect) =>
+        Effect.andThen(Effect.logError("a command failed by a bug", Cause.die(defect)), Effect.fail(internalError))
+      ),
+      Effect.tapError((error) => Effect.logInfo("command refused", { error: error.message }))
+    )
+    const name = ClientCommand.commandNames[opcode]
+    const traced = this.#around.traced
+      ? Effect.withSpan(name, { root: true, kind: "server" }, { captureStackTrace: false })(executed)
+      : executed
+    const answer = (reply: Uint8Array, inError: boolean) => {
+      slot.frames = this.#goodbye
+        ? []
+        : [Frame.encode({ type: Frame.FrameType.response, opcode, inError, payload: reply })]
+      this.#underWay -= payload.length
+      this.#answer()
+    }
+    const answered = Effect.match(traced, {
+      onSuccess: (reply) => answer(reply, false),
+      onFailure: (error) => answer(json({ msg: error.told ?? error.message }), true)
+    })
+    // what waits for the agent, a shim or a process must not hold up what comes behind it
+    if (opcode === Frame.Command.Hyper || opcode === Frame.Command.Signal) return this.run(answered)
+    this.#busy = opcode
+    this.run(
+      Effect.andThen(
+        answered,
+        Effect.sync(() => {
+          this.#busy = undefined
+          this.#handle()
+        })
+      )
+    )
+  }
+
+  /** Sends the answers that are next in order. */
+  #answer() {
+    for (let next = this.#answers[0]; next?.frames !== undefined; next = this.#answers[0]) {
+      this.#answers.shift()
+      if (next.frames.length > 0) this.wire.offer(next.frames)
+      next.after?.()
+    }
+    this.#changed.notify()
+  }
+
+  #execute(opcode: Frame.Command, payload: Uint8Array, slot: Answer): Effect.Effect<Uint8Array, Told> {
+    switch (opcode) {
+      case Frame.Command.RegisterVM:
+        return Effect.gen(() => this.#registerVM(payload))
+      case Frame.Command.AttachVM:
+        return Effect.gen(() => this.#attachVM(payload))
+      case Frame.Command.UnregisterVM:
+        return Effect.gen(() => this.#unregisterVM(payload))
+      case Frame.Command.Hyper:
+        return this.#hyper(payload)
+      case Frame.Command.ConnectShim:
+        return Effect.gen(() => this.#connectShim(payload, slot))
+      case Frame.Command.DisconnectShim:
+        return this.#disconnectShim()
+      case Frame.Command.Signal:
+        return Effect.gen(() => this.#signal(payload))
+    }
+  }
+
+  /** Tells log and span what a command is about. */
+  #accepted(name: string, fields: Readonly<Record<string, unknown>>, span = fields): Effect.Effect<void> {
+    const logged = Effect.logInfo(name, fields)
+    return this.#around.traced ? Effect.andThen(Effect.annotateCurrentSpan(span), logged) : logged
+  }
+
+  #io({ tokens }: Attached, asked: number): Uint8Array {
+    return json({ io: { URL: this.#around.url, tokens: asked > 0 ? tokens : null } })
+  }
+
+  *#registerVM(payload: Uint8Array) {
+    const command = yield* Effect.fromResult(ClientCommand.decodeRegisterVM(payload))
+    const { console, containerId: id, ctlSerial, ioSerial } = command
+    yield* this.#accepted("RegisterVM", { vm: id, ctl: ctlSerial, io: ioSerial, console }, { vm: id })
+    const attached = yield* this.#around.registry.register(command)
+    this.#vm = attached.vm
+    return this.#io(attached, command.numIOStreams ?? 0)
+  }
+
+  *#attachVM(payload: Uint8Array) {
+    const { containerId: id, numIOStreams } = yield* Effect.fromResult(ClientCommand.decodeAttachVM(payload))
+    const attached = yield* this.#around.registry.attach(id, numIOStreams ?? 0)
+    yield* this.#accepted("AttachVM", { vm: id })
+    this.#vm = attached.vm
+    return this.#io(attached, numIOStreams ?? 0)
+  }
+
+  *#unregisterVM(payload: Uint8Array) {
+    const { containerId: id } = yield* Effect.fromResult(ClientCommand.decodeUnregisterVM(payload))
+    yield* this.#around.registry.unregister(id)
+    yield* this.#accepted("UnregisterVM", { vm: id })
+    if (this.#vm?.id === id) this.#vm = undefined
+    return empty
+  }
+
+  #hyper(payload: Uint8Array): Effect.Effect<Uint8Array, Told> {
+    const decoded = ClientCommand.decodeHyper(payload)
+    if (Result.isFailure(decoded)) return Effect.fail(decoded.failure)
+    const vm = this.#vm
+    if (vm === undefined) return Effect.fail(new WrongClient({ needs: "vm" }))
+    const { hyperName } = decoded.success
+    return Effect.andThen(
+      this.#accepted("Hyper", { vm: vm.id, command: hyperName }),
+      vm.hyper(decoded.success, payload)
+    )
+  }
+
+  *#connectShim(payload: Uint8Array, slot: Answer) {
+    const { deadlines, sessions } = this.#around
+    const { token } = yield* Effect.fromResult(ClientCommand.decodeConnectShim(payload))
+    if (this.#session !== undefined)
+      return yield* new CommandRefused({ reason: "this shim has claimed a token already" })
+    this.#turnedAway = true
+    let session = yield* Effect.fromResult(sessions.find(token))
+    // the end of the last shim's connection may be on its way; an error would make this one give up for good
+    if (session.shim !== undefined) {
+      const taken = session
+      session.shim.wire.offer([empty]) // shows whether it has gone, where its socket is left unread
+      yield* deadlines.within(claimGrace, () => taken.shim === undefined, taken.changed)
+      session = yield* Effect.fromResult(sessions.find(token)) // the earlier shim may have said goodbye
+    }
+    const refused = session.claim(this)
+    if (refused !== undefined) return yield* refused
+    this.#session = session
+    this.#turnedAway = false
+    const vm = session.owner.id
+    yield* this.#accepted("ConnectShim", { vm, token: ClientCommand.redactToken(token) }, { vm })
+    slot.after = () => session.attach(this)
+    return empty
+  }
+
+  #disconnectShim() {
+    return Effect.suspend(() => {
+      const session = this.#session
+      if (session === undefined) return Effect.fail(new WrongClient({ needs: "shim" }))
+      const { owner } = session
+      return Effect.map(this.#accepted("DisconnectShim", { vm: owner.id }), () => {
+        owner.close(session)
+        this.#goodbye = true
+        return empty
+      })
+    })
+  }
+
+  *#signal(payload: Uint8Array) {
+    const session = this.#session
+    if (session === undefined) return yield* new WrongClient({ needs: "shim" })
+    const command = yield* Effect.fromResult(ClientCommand.decodeSignal(payload))
+    const refused = ClientCommand.checkSignal(command)
+    if (refused !== undefined) return yield* new CommandRefused({ reason: refused })
+    yield* this.#accepted("Signal", { vm: session.owner.id, signal: command.signalNumber })
+    yield* session.owner.signal(session, command)
+    return empty
+  }
+}
+
+/**
+ * Makes the function that serves one client until it leaves, breaks the protocol, or is ended from within. Whoever calls it
+ * owns the connection.
+ */
+export const make: Effect.Effect<
+  (wire: Wire) => Effect.Effect<void>,
+  never,
+  Deadlines | Listener | Scope.Scope | Sessions | VmRegistry
+> = Effect.gen(function* () {
+  const settings = yield* Settings
+  const { url } = yield* Listener
+  const around: Surroundings = {
+    settings,
+    deadlines: yield* Deadlines,
+    sessions: yield* Sessions,
+    registry: yield* VmRegistry,
+    url,
+    policy: Frame.fromClient(settings.payloadLimits),
+    traced: yield* References.TracerEnabled
+  }
+  const fibers = yield* FiberSet.make()
+  const runtime = FiberSet.runtime(fibers)()
+  return (wire) =>
+    Effect.withFiber((self) => Effect.flatMap(runtime, (fork) => new Client(wire, around, self, fork).serve))
 })

@@ -4,30 +4,49 @@
  */
 import * as Effect from "effect/Effect"
 
-export interface Condition {
-  /** Suspends until `test` holds. It is asked now and after each `notify`; it must be cheap and must not throw. */
-  readonly until: (test: () => boolean) => Effect.Effect<void>
-  /** Asks every waiter again. Those whose test holds resume inside this call, in the order in which they came. */
-  readonly notify: () => void
-}
+export class Condition {
+  #waiters: Set<() => void> | undefined // most conditions are never waited for
 
-export const make = (): Condition => {
-  let waiters: Set<() => void> | undefined // most conditions are never waited for
-  return {
-    until: (test) =>
-      Effect.callback<void>((resume) => {
-        if (test()) return resume(Effect.void)
-        const waiting = (waiters ??= new Set())
-        const ask = () => {
-          if (!test()) return
-          waiting.delete(ask)
-          resume(Effect.void)
-        }
-        waiting.add(ask)
-        return Effect.sync(() => waiting.delete(ask))
-      }),
-    notify() {
-      if (waiters !== undefined && waiters.size > 0) for (const ask of Array.from(waiters)) ask()
-    }
+  /** Suspends until `test` holds. It is asked now and after each `notify`; it must be cheap and must not throw. */
+  until(test: () => boolean): Effect.Effect<void> {
+    return until(test, this)
+  }
+
+  /** Asks every waiter again. Those whose test holds resume inside this call, in the order in which they came. */
+  notify(): void {
+    const waiters = this.#waiters
+    if (waiters === undefined || waiters.size === 0) return
+    for (const ask of Array.from(waiters)) if (waiters.has(ask)) ask()
+  }
+
+  /** Calls `ask` at each `notify`, until `remove`. */
+  add(ask: () => void): void {
+    this.#waiters ??= new Set()
+    this.#waiters.add(ask)
+  }
+
+  remove(ask: () => void): void {
+    this.#waiters?.delete(ask)
   }
 }
+
+/** Calls `then` at the first `notify` of any of `conditions` after which `test` holds, unless the result is called before. */
+export const once = (test: () => boolean, conditions: ReadonlyArray<Condition>, then: () => void): (() => void) => {
+  const forget = () => {
+    for (const condition of conditions) condition.remove(ask)
+  }
+  const ask = () => {
+    if (!test()) return
+    forget()
+    then()
+  }
+  for (const condition of conditions) condition.add(ask)
+  return forget
+}
+
+/** Suspends until `test`, of the state of several owners together, holds. */
+export const until = (test: () => boolean, ...conditions: ReadonlyArray<Condition>): Effect.Effect<void> =>
+  Effect.callback<void>((resume) => {
+    if (test()) return resume(Effect.void)
+    return Effect.sync(once(test, conditions, () => resume(Effect.void)))
+  })

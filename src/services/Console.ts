@@ -9,10 +9,10 @@ const maxLine = 8192
 const newline = 10
 const utf8 = new TextDecoder()
 
-/** Logs the console's lines until it closes. One that cannot be dialled is a warning: a VM is as good without it. */
-export const follow = (dialer: Dialer["Service"], path: string): Effect.Effect<void> =>
+/** Logs the console's lines until it closes. One that cannot be dialled in `millis` milliseconds is a warning: a VM is as good without it. */
+export const follow = (dialer: Dialer["Service"], path: string, millis: number): Effect.Effect<void> =>
   Effect.gen(function* () {
-    const wire = yield* dialer.dial(path)
+    const wire = yield* dialer.dial(path, millis)
     let rest: Uint8Array = new Uint8Array(0)
     const log = Effect.fnUntraced(function* (line: Uint8Array) {
       let at = 0
@@ -38,7 +38,5 @@ export const follow = (dialer: Dialer["Service"], path: string): Effect.Effect<v
     )
   }).pipe(
     Effect.scoped,
-    Effect.catchTag("WireClosed", (error) =>
-      Effect.logWarning(`couldn't connect to the VM's console: ${error.message}`)
-    )
+    Effect.catch((error) => Effect.logWarning(`couldn't connect to the VM's console: ${error.message}`))
   )

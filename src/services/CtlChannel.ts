@@ -3,17 +3,16 @@
  * command is in flight at a time, and a reply belongs to the command that was written in that turn.
  */
 import * as Clock from "effect/Clock"
+import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as FiberSet from "effect/FiberSet"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
-import type * as Scope from "effect/Scope"
 import type * as Agent from "../domain/Agent.ts"
 import * as CtlMessage from "../domain/CtlMessage.ts"
-import * as Condition from "./Condition.ts"
+import { Condition } from "./Condition.ts"
+import { type Deadline, Deadlines } from "./Deadlines.ts"
 import { Settings } from "./Settings.ts"
-import * as Watchdog from "./Watchdog.ts"
 import type { Wire } from "./Wire.ts"
 
 /** The agent refused a command. `text` is its own; the C agent gives none. */
@@ -44,7 +43,7 @@ export class CtlTimeout extends Schema.TaggedError<CtlTimeout>()("CtlTimeout", {
 }
 
 /** The VM is gone, or speaks no sense; nothing more can be asked of it. */
-export class VmLost extends Schema.TaggedError<VmLost>()("VmLost", { reason: Schema.String }) {
+export class VmLost extends Data.TaggedError("VmLost")<{ readonly reason: string }> {
   override get message(): string {
     return `VM lost: ${this.reason}`
   }
@@ -77,37 +76,19 @@ export interface CtlRequest {
   readonly onReply?: (reply: "ack" | "error" | "lost") => void
 }
 
-export interface CtlChannel {
-  /** Told from what the agent has sent so far. */
-  readonly kind: () => Agent.AgentKind
-  /** Whether a command has had no reply in time and the channel is not in step again yet. */
-  readonly suspect: () => boolean
-  /** Commands that wait for their turn. */
-  readonly waiting: () => number
-  /** Waits for READY; fails if any other reply stands in its place. */
-  readonly ready: Effect.Effect<void, VmLost>
-  /** Sends a command in its turn and waits for its reply's payload. Interrupting it withdraws a command not yet written. */
-  readonly request: (request: CtlRequest) => Effect.Effect<Uint8Array, CtlFailure>
-  /** Reads the channel until it ends. Run it once, in a fiber of its own. */
-  readonly run: Effect.Effect<never, VmLost>
-  /** Completes once the channel has ended, or `lose` was called. */
-  readonly ended: Effect.Effect<VmLost>
-  /** Fails whatever is under way and all that is asked later. */
-  readonly lose: (lost: VmLost) => void
-}
-
 /** What the channel tells of its own accord, inside the call that caused it. */
 export interface Handlers {
   /** A message that is no reply. The payload may be a view, valid during the call. Returns what is to be logged. */
   readonly event: (code: number, payload: Uint8Array) => Effect.Effect<void> | undefined
   /** The channel has ended. */
   readonly lost: (reason: VmLost) => void
+  /** Runs what the channel has to do beside reading, for as long as the VM lives. */
+  readonly run: (effect: Effect.Effect<void>) => void
 }
 
 interface Turn {
   readonly request: CtlRequest
-  /** Milliseconds of the clock. */
-  due: number
+  deadline: Deadline | undefined
   /** Absent once the client has its answer, or has gone. */
   resume: ((reply: Effect.Effect<Uint8Array, CtlFailure>) => void) | undefined
 }
@@ -124,234 +105,273 @@ const resync = {
 const empty = new Uint8Array(0)
 const utf8 = new TextDecoder()
 
-/**
- * Takes the channel over. Run `run` once, in a fiber of its own.
- */
-export const make = Effect.fnUntraced(function* (
-  wire: Wire,
-  handlers: Handlers
-): Effect.fn.Return<CtlChannel, never, Scope.Scope> {
-  const settings = yield* Settings
-  const clock = yield* Clock.Clock
-  const timeout = Duration.toMillis(settings.ctlTimeout)
-  const changed = Condition.make()
-  const run = yield* FiberSet.makeRuntime()
+const write = (wire: Wire, code: number, payload: Uint8Array) => wire.offer([CtlMessage.encode(code, payload)])
 
-  let state: "booting" | "ready" = "booting"
-  let lost: VmLost | undefined
-  let kind: Agent.AgentKind = "unknown"
-  let sawNext = false // since the last reply
-  const waiting: Array<Turn> = []
-  let current: Turn | undefined
+export class CtlChannel {
+  readonly #wire: Wire
+  readonly #handlers: Handlers
+  readonly #settings: Settings
+  readonly #clock: Clock.Clock
+  readonly #deadlines: Deadlines["Service"]
+  readonly #changed = new Condition()
+  #ready = false
+  #lost: VmLost | undefined
+  #kind: Agent.AgentKind = "unknown"
+  #sawNext = false // since the last reply
+  readonly #waiting: Array<Turn> = []
+  #current: Turn | undefined
   // in step: 0. Else how many replies may still come, and the first that did
-  let owed = 0
-  let first: { readonly code: number; readonly bare: boolean } | undefined
-  let replies = 0 // since the last ping of a resynchronisation
-  let lastBare = false // whether the last of them may be a ping's: an ACK with nothing in it
+  #owed = 0
+  #first: { readonly code: number; readonly bare: boolean } | undefined
+  #replies = 0 // since the last ping of a resynchronisation
+  #lastBare = false // whether the last of them may be a ping's: an ACK with nothing in it
+  #unasked = 0
 
-  const expired = () => current !== undefined && owed > 0
-
-  const lose = (reason: VmLost) => {
-    if (lost !== undefined) return
-    lost = reason
-    const turns = current === undefined ? waiting.splice(0) : [current, ...waiting.splice(0)]
-    current = undefined
-    for (const turn of turns) turn.resume?.(Effect.fail(reason))
-    changed.notify()
-    handlers.lost(reason)
+  constructor(wire: Wire, handlers: Handlers, settings: Settings, clock: Clock.Clock, deadlines: Deadlines["Service"]) {
+    this.#wire = wire
+    this.#handlers = handlers
+    this.#settings = settings
+    this.#clock = clock
+    this.#deadlines = deadlines
   }
 
-  const write = (turn: Turn) => {
-    current = turn
-    turn.due = clock.currentTimeMillisUnsafe() + timeout
-    sawNext = false
-    turn.request.onWritten?.()
-    wire.offer([CtlMessage.encode(turn.request.code, turn.request.payload)])
-    watch()
+  /** Told from what the agent has sent so far. */
+  kind(): Agent.AgentKind {
+    return this.#kind
   }
 
-  const advance = () => {
-    if (current !== undefined || lost !== undefined) return
-    const next = waiting.shift()
-    if (next !== undefined) write(next)
+  /** Whether a command has had no reply in time and the channel is not in step again yet. */
+  suspect(): boolean {
+    return this.#owed > 0
   }
 
-  const due = () =>
-    Math.min(
-      current === undefined || expired() ? Number.POSITIVE_INFINITY : current.due,
-      waiting[0]?.due ?? Number.POSITIVE_INFINITY
+  /** Whether a command would have to wait for its turn. */
+  busy(): boolean {
+    return this.#current !== undefined
+  }
+
+  /** Commands that wait for their turn. */
+  waiting(): number {
+    return this.#waiting.length
+  }
+
+  /** Waits for READY, for `millis` milliseconds; whether it came. Fails if any other reply stands in its place. */
+  ready(millis: number): Effect.Effect<boolean, VmLost> {
+    const settled = () => this.#ready || this.#lost !== undefined
+    return Effect.filterOrFail(
+      this.#deadlines.within(millis, settled, this.#changed),
+      () => this.#lost === undefined,
+      () => this.#lost!
     )
+  }
 
-  /** Fails what is due: commands that wait, and the one in flight, whose turn stays taken. */
-  const expire = Effect.suspend(() => {
-    const now = clock.currentTimeMillisUnsafe()
-    const fail = (turn: Turn, written: boolean) => {
-      const error = new CtlTimeout({ command: turn.request.command, written, after: settings.ctlTimeout })
-      turn.resume?.(Effect.fail(error))
-      turn.resume = undefined
-      return Effect.logWarning(error.message)
+  /** Waits until the channel has ended, or `lose` was called, for `millis` milliseconds. */
+  ended(millis: number): Effect.Effect<boolean> {
+    return this.#deadlines.within(millis, () => this.#lost !== undefined, this.#changed)
+  }
+
+  /** Sends a command in its turn and waits for its reply's payload. Interrupting it withdraws a command not yet written. */
+  request(request: CtlRequest): Effect.Effect<Uint8Array, CtlFailure> {
+    return Effect.callback<Uint8Array, CtlFailure>((resume) => {
+      if (this.#lost !== undefined) return resume(Effect.fail(this.#lost))
+      const size = CtlMessage.headerSize + request.payload.length
+      const limit = this.#settings.maxCtlCommand
+      if (size > limit) return resume(Effect.fail(new CommandTooLarge({ command: request.command, size, limit })))
+      const turn: Turn = { request, deadline: undefined, resume }
+      if (this.#current === undefined) {
+        this.#write(turn)
+      } else {
+        this.#waiting.push(turn)
+        this.#setDeadline(turn)
+      }
+      return Effect.sync(() => {
+        turn.resume = undefined
+        if (turn !== this.#current) this.#withdraw(turn)
+      })
+    })
+  }
+
+  /** Reads the channel until it ends. Run it once, in a fiber of its own. */
+  get run(): Effect.Effect<never, VmLost> {
+    return Effect.gen(() => this.#read()).pipe(
+      Effect.catchTag("WireClosed", (closed) => Effect.fail(new VmLost({ reason: `ctl: ${closed.message}` }))),
+      Effect.tapError((reason) => Effect.sync(() => this.lose(reason)))
+    )
+  }
+
+  /** Fails whatever is under way and all that is asked later. */
+  lose(reason: VmLost): void {
+    if (this.#lost !== undefined) return
+    this.#lost = reason
+    const turns = this.#waiting.splice(0)
+    if (this.#current !== undefined) turns.unshift(this.#current)
+    this.#current = undefined
+    for (const turn of turns) {
+      turn.deadline?.cancel()
+      turn.resume?.(Effect.fail(reason))
     }
+    this.#changed.notify()
+    this.#handlers.lost(reason)
+  }
+
+  *#read() {
+    const parser = CtlMessage.makeParser()
     const logs: Array<Effect.Effect<void>> = []
-    while (waiting[0] !== undefined && waiting[0].due <= now) logs.push(fail(waiting.shift()!, false))
-    if (current !== undefined && !expired() && current.due <= now) {
-      owed = 1
-      logs.push(fail(current, true))
-      run(resynchronise)
+    const onMessage = (code: number, payload: Uint8Array) => {
+      const log = this.#onMessage(code, payload)
+      if (log !== undefined) logs.push(log)
     }
-    return Effect.all(logs, { discard: true })
-  })
-  const watch = Watchdog.make(run, clock, due, expire)
+    for (;;) {
+      const chunk = yield* this.#wire.pull
+      const parsed = parser.push(chunk, onMessage)
+      if (logs.length > 0) for (const log of logs.splice(0)) yield* log
+      if (Result.isFailure(parsed)) return yield* new VmLost({ reason: parsed.failure.message })
+      if (this.#lost !== undefined) return yield* this.#lost
+    }
+  }
+
+  #setDeadline(turn: Turn) {
+    turn.deadline?.cancel()
+    turn.deadline = this.#deadlines.set(Duration.toMillis(this.#settings.ctlTimeout), () => this.#expire(turn))
+  }
+
+  #write(turn: Turn) {
+    this.#current = turn
+    this.#setDeadline(turn)
+    this.#sawNext = false
+    turn.request.onWritten?.()
+    write(this.#wire, turn.request.code, turn.request.payload)
+  }
+
+  #advance() {
+    if (this.#current !== undefined || this.#lost !== undefined) return
+    const next = this.#waiting.shift()
+    if (next !== undefined) this.#write(next)
+  }
+
+  #withdraw(turn: Turn) {
+    turn.deadline?.cancel()
+    const at = this.#waiting.indexOf(turn)
+    if (at >= 0) this.#waiting.splice(at, 1)
+  }
+
+  /** Fails a command that waits, or the one in flight, whose turn stays taken. */
+  #expire(turn: Turn) {
+    const written = turn === this.#current
+    const { command } = turn.request
+    const error = new CtlTimeout({ command, written, after: this.#settings.ctlTimeout })
+    const { resume } = turn
+    turn.resume = undefined
+    if (written) this.#owed = 1
+    else this.#withdraw(turn)
+    this.#handlers.run(Effect.logWarning(error.message))
+    resume?.(Effect.fail(error))
+    if (written) this.#handlers.run(Effect.gen(() => this.#resynchronise()))
+  }
 
   /**
    * Pings until the channel is in step: either every reply has come, or two pings in a row have had exactly one each and
    * nothing followed, so the agent has dropped the command. An agent that was only slow answers all of them, in order; the
    * first lone reply may be the late one, so only the second tells how fast the agent is.
    */
-  const resynchronise = Effect.gen(function* () {
+  *#resynchronise() {
+    const replied = (seen: number, millis: number) =>
+      this.#deadlines.within(millis, () => this.#replies > seen || this.#lost !== undefined, this.#changed)
     let pause = resync.pause
     let alone = 0
     for (;;) {
-      replies = 0
-      owed++
-      const sent = clock.currentTimeMillisUnsafe()
-      wire.offer([CtlMessage.encode(CtlMessage.Code.ping, empty)])
-      const answered = yield* changed
-        .until(() => replies > 0 || lost !== undefined)
-        .pipe(
-          Effect.timeoutOption(pause),
-          Effect.map((done) => done._tag === "Some")
-        )
-      if (lost !== undefined) return
+      this.#replies = 0
+      this.#owed++
+      const sent = this.#clock.currentTimeMillisUnsafe()
+      write(this.#wire, CtlMessage.Code.ping, empty)
+      const answered = yield* replied(0, pause)
+      if (this.#lost !== undefined) return
       if (!answered) {
         pause = Math.min(pause * 2, resync.maxPause)
         yield* Effect.logDebug("agent does not answer pings")
         continue
       }
-      const latency = clock.currentTimeMillisUnsafe() - sent
+      const latency = this.#clock.currentTimeMillisUnsafe() - sent
       const quiet = Math.min(Math.max(resync.quiet, 4 * latency), resync.maxPause)
-      for (;;) {
-        if (owed === 0) break
-        const seen = replies
-        const more = yield* changed.until(() => replies > seen || lost !== undefined).pipe(Effect.timeoutOption(quiet))
-        if (more._tag === "None" || lost !== undefined) break
-      }
-      if (lost !== undefined) return
-      alone = replies === 1 && lastBare ? alone + 1 : 0
-      if (owed === 0 || alone === 2) break
+      while (this.#owed > 0 && (yield* replied(this.#replies, quiet))) if (this.#lost !== undefined) return
+      if (this.#lost !== undefined) return
+      alone = this.#replies === 1 && this.#lastBare ? alone + 1 : 0
+      if (this.#owed === 0 || alone === 2) break
     }
-    const answered = first !== undefined && (owed === 0 || !first.bare)
-    current?.request.onReply?.(!answered ? "lost" : first!.code === CtlMessage.Code.ack ? "ack" : "error")
-    owed = 0
-    first = undefined
-    current = undefined
+    const first = this.#first
+    const answered = first !== undefined && (this.#owed === 0 || !first.bare)
+    this.#current?.request.onReply?.(!answered ? "lost" : first.code === CtlMessage.Code.ack ? "ack" : "error")
+    this.#owed = 0
+    this.#first = undefined
+    this.#current = undefined
     yield* Effect.logInfo(`agent answers again, ${answered ? "late" : "a command went lost"}`)
-    advance()
-  })
+    this.#advance()
+  }
 
-  // a guest must not be able to flood the log
-  let unaskedCount = 0
-  const unasked = (what: string) =>
-    (++unaskedCount === 1 ? Effect.logWarning : Effect.logDebug)(what, { count: unaskedCount })
+  /** A guest must not be able to flood the log. */
+  #tellUnasked(what: string) {
+    return (++this.#unasked === 1 ? Effect.logWarning : Effect.logDebug)(what, { count: this.#unasked })
+  }
 
-  const onReply = (code: number, payload: Uint8Array): Effect.Effect<void> | undefined => {
-    if (kind === "unknown") kind = sawNext ? "c" : "go"
-    sawNext = false
-    if (owed > 0) {
-      owed--
-      replies++
-      lastBare = code === CtlMessage.Code.ack && payload.length === 0
-      first ??= { code, bare: lastBare }
-      changed.notify()
+  #onReply(code: number, payload: Uint8Array): Effect.Effect<void> | undefined {
+    if (this.#kind === "unknown") this.#kind = this.#sawNext ? "c" : "go"
+    this.#sawNext = false
+    if (this.#owed > 0) {
+      this.#owed--
+      this.#replies++
+      this.#lastBare = code === CtlMessage.Code.ack && payload.length === 0
+      this.#first ??= { code, bare: this.#lastBare }
+      this.#changed.notify()
       return Effect.logDebug("late reply dropped")
     }
-    const turn = current
-    if (turn === undefined) return unasked("reply that nobody waits for dropped")
-    current = undefined
+    const turn = this.#current
+    if (turn === undefined) return this.#tellUnasked("reply that nobody waits for dropped")
+    this.#current = undefined
+    turn.deadline?.cancel()
     turn.request.onReply?.(code === CtlMessage.Code.ack ? "ack" : "error")
     const resume = turn.resume
     turn.resume = undefined
     // the next command leaves before this one's client goes on: the agent is idle, the client is not
-    advance()
+    this.#advance()
     if (resume === undefined) return Effect.logDebug(`reply to ${turn.request.command} dropped: its client is gone`)
     resume(
       code === CtlMessage.Code.ack
-        ? Effect.succeed(payload.slice())
+        ? Effect.succeed(payload.length === 0 ? empty : payload.slice())
         : Effect.fail(new AgentRefused({ command: turn.request.command, text: utf8.decode(payload) }))
     )
     return undefined
   }
 
-  const onMessage = (code: number, payload: Uint8Array): Effect.Effect<void> | undefined => {
+  #onMessage(code: number, payload: Uint8Array): Effect.Effect<void> | undefined {
     switch (code) {
       case CtlMessage.Code.next:
-        sawNext = true
-        kind = "c"
+        this.#sawNext = true
+        this.#kind = "c"
         return undefined
       case CtlMessage.Code.ack:
       case CtlMessage.Code.error:
-        if (state === "ready") return onReply(code, payload)
-        lose(new VmLost({ reason: "the agent sent a reply in place of READY" }))
+        if (this.#ready) return this.#onReply(code, payload)
+        this.lose(new VmLost({ reason: "the agent sent a reply in place of READY" }))
         return undefined
       case CtlMessage.Code.ready:
-        if (state === "ready") return unasked("READY came again")
-        state = "ready"
-        changed.notify()
+        if (this.#ready) return this.#tellUnasked("READY came again")
+        this.#ready = true
+        this.#changed.notify()
         return undefined
       default:
-        if (state === "booting") {
-          lose(new VmLost({ reason: `the agent sent code ${code} in place of READY` }))
+        if (!this.#ready) {
+          this.lose(new VmLost({ reason: `the agent sent code ${code} in place of READY` }))
           return undefined
         }
-        return handlers.event(code, payload)
+        return this.#handlers.event(code, payload)
     }
   }
+}
 
-  return {
-    kind: () => kind,
-    suspect: () => owed > 0,
-    waiting: () => waiting.length,
-    ready: changed
-      .until(() => state === "ready" || lost !== undefined)
-      .pipe(Effect.flatMap(() => (lost === undefined ? Effect.void : Effect.fail(lost)))),
-    request: (request) =>
-      Effect.callback<Uint8Array, CtlFailure>((resume) => {
-        if (lost !== undefined) return resume(Effect.fail(lost))
-        const size = CtlMessage.headerSize + request.payload.length
-        if (size > settings.maxCtlCommand)
-          return resume(
-            Effect.fail(new CommandTooLarge({ command: request.command, size, limit: settings.maxCtlCommand }))
-          )
-        const turn: Turn = { request, due: clock.currentTimeMillisUnsafe() + timeout, resume }
-        if (current === undefined) {
-          write(turn)
-        } else {
-          waiting.push(turn)
-          watch()
-        }
-        return Effect.sync(() => {
-          turn.resume = undefined
-          const at = waiting.indexOf(turn)
-          if (at >= 0) waiting.splice(at, 1)
-        })
-      }),
-    ended: changed.until(() => lost !== undefined).pipe(Effect.map(() => lost!)),
-    lose,
-    run: Effect.gen(function* () {
-      const parser = CtlMessage.makeParser()
-      for (;;) {
-        const chunk = yield* wire.pull
-        const logs: Array<Effect.Effect<void>> = []
-        const parsed = parser.push(chunk, (code, payload) => {
-          const log = onMessage(code, payload)
-          if (log !== undefined) logs.push(log)
-        })
-        for (const log of logs) yield* log
-        if (Result.isFailure(parsed)) return yield* new VmLost({ reason: parsed.failure.message })
-        if (lost !== undefined) return yield* lost
-      }
-    }).pipe(
-      Effect.catchTag("WireClosed", (closed) => Effect.fail(new VmLost({ reason: `ctl: ${closed.message}` }))),
-      Effect.tapError((reason) => Effect.sync(() => lose(reason)))
-    )
-  }
+/** Takes the channel over. Run its `run` once, in a fiber of its own. */
+export const make = Effect.fnUntraced(function* (
+  wire: Wire,
+  handlers: Handlers
+): Effect.fn.Return<CtlChannel, never, Deadlines> {
+  return new CtlChannel(wire, handlers, yield* Settings, yield* Clock.Clock, yield* Deadlines)
 })

@@ -11,9 +11,10 @@ import * as Stream from "effect/Stream"
 import * as IoMessage from "../domain/IoMessage.ts"
 import * as Console from "./Console.ts"
 import * as CtlChannel from "./CtlChannel.ts"
+import { Deadlines } from "./Deadlines.ts"
 import * as IoDump from "./IoDump.ts"
 import { Settings } from "./Settings.ts"
-import { Dialer, type Wire } from "./Wire.ts"
+import { Dialer, type Wire, type WireClosed } from "./Wire.ts"
 
 /** The paths of a VM's sockets. */
 export interface VmSockets {
@@ -55,49 +56,45 @@ export class Hyperstart extends Context.Service<
   static readonly make = Effect.gen(function* () {
     const dialer = yield* Dialer
     const settings = yield* Settings
+    const deadlines = yield* Deadlines
 
     const dial = (channel: string, path: string) =>
-      dialer.dial(path).pipe(
-        Effect.mapError(
-          (error) => new ConnectFailed({ reason: `couldn't connect to the VM's ${channel}: ${error.message}` })
-        ),
-        Effect.timeoutOrElse({
-          duration: settings.dialTimeout,
-          orElse: () =>
-            Effect.fail(
-              new ConnectFailed({
-                reason: `timeout: couldn't connect to the VM's ${channel} at ${path}, ${Duration.format(settings.dialTimeout)}`
-              })
-            )
-        })
+      Effect.mapError(
+        dialer.dial(path, Duration.toMillis(settings.dialTimeout)),
+        (error) =>
+          new ConnectFailed({
+            reason:
+              error._tag === "WireClosed"
+                ? `couldn't connect to the VM's ${channel}: ${error.message}`
+                : `timeout: couldn't connect to the VM's ${channel} at ${path}, ${Duration.format(settings.dialTimeout)}`
+          })
       )
 
-    const connect = Effect.fn("Hyperstart.connect")(function* (
+    const connect = Effect.fnUntraced(function* (
       sockets: VmSockets,
       handlers: CtlChannel.Handlers
     ): Effect.fn.Return<HyperstartConnection, ConnectFailed, Scope.Scope> {
-      const [ctlWire, input] = yield* Effect.all([dial("ctl", sockets.ctl), dial("io", sockets.io)], {
-        concurrency: "unbounded"
-      })
+      const ctlWire = yield* dial("ctl", sockets.ctl)
+      const input = yield* dial("io", sockets.io)
       if (settings.debug && sockets.console !== undefined && sockets.console !== "")
-        yield* Effect.forkScoped(Console.follow(dialer, sockets.console))
-      const ctl = yield* CtlChannel.make(ctlWire, handlers)
-      yield* Effect.forkScoped(Effect.ignore(ctl.run))
+        yield* Effect.forkScoped(Console.follow(dialer, sockets.console, Duration.toMillis(settings.dialTimeout)))
+      const ctl = yield* CtlChannel.make(ctlWire, handlers).pipe(Effect.provideService(Deadlines, deadlines))
+      yield* Effect.forkScoped(Effect.ignore(ctl.run), { startImmediately: true })
       // nothing comes on io before READY, but its end may
-      const first = yield* Effect.forkScoped(input.pull, { startImmediately: true })
-      const ioEnded = Effect.andThen(Fiber.join(first), Effect.never)
-      yield* Effect.raceFirst(ctl.ready, ioEnded).pipe(
-        Effect.mapError((error) => new ConnectFailed({ reason: error.message })),
-        Effect.timeoutOrElse({
-          duration: settings.readyTimeout,
-          orElse: () =>
-            Effect.fail(
-              new ConnectFailed({
-                reason: `timeout: the VM's agent did not say READY, ${Duration.format(settings.readyTimeout)}`
-              })
-            )
-        })
+      let booting = true
+      const first = yield* Effect.forkScoped(
+        Effect.tapError(input.pull, (closed) => Effect.sync(() => booting && ctl.lose(lost(closed)))),
+        { startImmediately: true }
       )
+      const ready = yield* Effect.mapError(
+        ctl.ready(Duration.toMillis(settings.readyTimeout)),
+        (error) => new ConnectFailed({ reason: error.message })
+      )
+      booting = false
+      if (!ready)
+        return yield* new ConnectFailed({
+          reason: `timeout: the VM's agent did not say READY, ${Duration.format(settings.readyTimeout)}`
+        })
       let started = false
       const pull = Effect.suspend(() => {
         if (started) return input.pull
@@ -122,19 +119,24 @@ export class Hyperstart extends Context.Service<
 const output = (pullWire: Wire["pull"], debug: boolean): Stream.Stream<IoMessage.Run, CtlChannel.VmLost> => {
   const parser = IoMessage.makeParser()
   let broken: CtlChannel.VmLost | undefined
-  const pull = Effect.gen(function* () {
-    for (;;) {
-      if (broken !== undefined) return yield* broken
-      const runs: Array<IoMessage.Run> = []
-      const chunk = yield* pullWire
-      const parsed = parser.push(chunk, runs)
-      if (debug) for (const { bytes, end, start } of runs) yield* IoDump.dump("from agent", bytes, start, end)
-      // what came whole before the damage is still output
-      if (Result.isFailure(parsed)) broken = new CtlChannel.VmLost({ reason: parsed.failure.message })
-      if (runs.length > 0) return runs as [IoMessage.Run, ...Array<IoMessage.Run>]
-    }
-  }).pipe(
-    Effect.catchTag("WireClosed", (closed) => Effect.fail(new CtlChannel.VmLost({ reason: `io: ${closed.message}` })))
+  const parse = (chunk: Uint8Array): Pulled => {
+    const runs: Array<IoMessage.Run> = []
+    const parsed = parser.push(chunk, runs)
+    // what came whole before the damage is still output
+    if (Result.isFailure(parsed)) broken = new CtlChannel.VmLost({ reason: parsed.failure.message })
+    const dumped = debug
+      ? Effect.forEach(runs, ({ bytes, end, start }) => IoDump.dump("from agent", bytes, start, end), { discard: true })
+      : Effect.void
+    return Effect.andThen(dumped, runs.length > 0 ? Effect.succeed(runs as [IoMessage.Run]) : pull)
+  }
+  const pull: Pulled = Effect.suspend(() =>
+    broken === undefined
+      ? Effect.matchEffect(pullWire, { onSuccess: parse, onFailure: (closed) => Effect.fail(lost(closed)) })
+      : Effect.fail(broken)
   )
   return Stream.fromPull(Effect.succeed(pull))
 }
+
+type Pulled = Effect.Effect<[IoMessage.Run, ...Array<IoMessage.Run>], CtlChannel.VmLost>
+
+const lost = (closed: WireClosed) => new CtlChannel.VmLost({ reason: `io: ${closed.message}` })

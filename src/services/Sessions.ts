@@ -4,7 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
-import { redactToken, type Signal } from "../domain/ClientCommand.ts"
+import { redactToken } from "../domain/ClientCommand.ts"
 import type { Session } from "./Session.ts"
 import { TokenSource } from "./TokenSource.ts"
 
@@ -15,30 +15,13 @@ export class UnknownToken extends Schema.TaggedError<UnknownToken>()("UnknownTok
   }
 }
 
-/** A session and what its VM does for it. */
-export interface SessionEntry<E = unknown> {
-  readonly session: Session
-  /** `containerId` of its VM, as registered. */
-  readonly vm: string
-  /** Sends a checked signal, or a terminal size, to the process. Waits until the process has started. */
-  readonly signal: (signal: Signal) => Effect.Effect<void, E>
-  /** The shim has said goodbye: ends the session for good. */
-  readonly close: () => void
-}
-
-/** What a command may fail with: an error whose message is for the log and for the client, unless it has more to tell. */
-export interface Told {
-  readonly message: string
-  readonly told?: string
-}
-
 export class Sessions extends Context.Service<
   Sessions,
   {
     /** A new token. */
     readonly token: () => string
-    readonly add: (entry: SessionEntry<Told>) => void
-    readonly find: (token: string) => Result.Result<SessionEntry<Told>, UnknownToken>
+    readonly add: (session: Session) => void
+    readonly find: (token: string) => Result.Result<Session, UnknownToken>
     readonly forget: (token: string) => void
     readonly size: () => number
   }
@@ -46,18 +29,18 @@ export class Sessions extends Context.Service<
   static readonly layer = Layer.effect(
     Sessions,
     Effect.map(TokenSource, ({ next }) => {
-      const entries = new Map<string, SessionEntry<Told>>()
+      const sessions = new Map<string, Session>()
       return Sessions.of({
         token: next,
-        add: (entry) => void entries.set(entry.session.token, entry),
+        add: (session) => void sessions.set(session.token, session),
         find: (token) => {
-          const entry = entries.get(token)
-          return entry === undefined
+          const session = sessions.get(token)
+          return session === undefined
             ? Result.fail(new UnknownToken({ prefix: redactToken(token) }))
-            : Result.succeed(entry)
+            : Result.succeed(session)
         },
-        forget: (token) => void entries.delete(token),
-        size: () => entries.size
+        forget: (token) => void sessions.delete(token),
+        size: () => sessions.size
       })
     })
   )

@@ -17,13 +17,15 @@ import * as Agent from "../domain/Agent.ts"
 import { type Hyper, type MalformedCommand, redactToken, Sig, type Signal } from "../domain/ClientCommand.ts"
 import * as CtlMessage from "../domain/CtlMessage.ts"
 import * as HyperData from "../domain/HyperData.ts"
+import type * as IoMessage from "../domain/IoMessage.ts"
 import * as Condition from "./Condition.ts"
-import type { CtlFailure, CtlRequest, VmLost } from "./CtlChannel.ts"
-import { Hyperstart, type ConnectFailed, type VmSockets } from "./Hyperstart.ts"
-import * as Session from "./Session.ts"
-import { type SessionEntry, Sessions, type Told, UnknownToken } from "./Sessions.ts"
+import type { CtlChannel, CtlFailure, CtlRequest, Handlers, VmLost } from "./CtlChannel.ts"
+import { Deadlines } from "./Deadlines.ts"
+import { type ConnectFailed, Hyperstart, type HyperstartConnection, type VmSockets } from "./Hyperstart.ts"
+import { type Owner, Session, SessionError } from "./Session.ts"
+import { Sessions, UnknownToken } from "./Sessions.ts"
 import { Settings } from "./Settings.ts"
-import * as StdinWriter from "./StdinWriter.ts"
+import { StdinWriter } from "./StdinWriter.ts"
 
 /** A client named a command that no client may send, or that does not exist. Nothing has been queued. */
 export class UnknownCommand extends Schema.TaggedError<UnknownCommand>()("UnknownCommand", {
@@ -70,28 +72,10 @@ export type HyperFailure =
   | UnknownCommand
   | TooManyTokens
   | UnknownToken
-  | Session.SessionError
+  | SessionError
   | WaitTimeout
 
-export type SignalFailure = CtlFailure | Session.SessionError | WaitTimeout | SignalRefused
-
-export interface Vm {
-  /** The `containerId` it was registered with. */
-  readonly id: string
-  /** Makes `count` sessions and tells their tokens. */
-  readonly allocate: (count: number) => ReadonlyArray<string>
-  /** How many sessions there are. */
-  readonly sessions: () => number
-  /** Sends one Hyper command and waits for the agent's reply. `payload` is the frame's, of which `hyper` was decoded. */
-  readonly hyper: (hyper: Hyper, payload: Uint8Array) => Effect.Effect<Uint8Array, HyperFailure>
-  /** Nobody needs to come back for what is left, once the VM is lost. */
-  readonly unregister: () => void
-  /**
-   * The rest of its life. Calls `onLost` as soon as a channel has ended; completes when what its sessions had received is
-   * delivered.
-   */
-  readonly run: (onLost: () => void) => Effect.Effect<void>
-}
+export type SignalFailure = CtlFailure | SessionError | WaitTimeout | SignalRefused
 
 /** The first token gets 3 and 4; 1 and 2 are the null session's. Source: PROTOCOL.md, "Starting processes". */
 const firstSequence = 3
@@ -104,41 +88,191 @@ const lastWords = 100
 /** Most bytes read from a VM's io channel after its loss: more than a socket holds, and no flood of one whose ctl has ended. */
 const maxLastWords = 4 * 1024 * 1024
 
-/** Connects to a VM and takes it over; the scope owns all of it. */
-export const make = Effect.fnUntraced(function* (
-  id: string,
-  sockets: VmSockets
-): Effect.fn.Return<Vm, ConnectFailed, Scope.Scope | Hyperstart | Sessions> {
-  const settings = yield* Settings
-  const sessions = yield* Sessions
-  const clock = yield* Clock.Clock
-  const hyperstart = yield* Hyperstart
-  const run = yield* FiberSet.makeRuntime()
-  const changed = Condition.make()
+const empty = new Uint8Array(0)
+const disconnected = new SessionError({ reason: "the shim has disconnected" })
 
-  const span = yield* Effect.makeSpan("vm", { root: true, attributes: { vm: id } })
-  yield* Effect.addFinalizer((exit) => Effect.sync(() => span.end(clock.currentTimeNanosUnsafe(), exit)))
+/** What a VM is made with: its surroundings. */
+interface Surroundings {
+  readonly settings: Settings
+  readonly sessions: Sessions["Service"]
+  readonly deadlines: Deadlines["Service"]
+  readonly clock: Clock.Clock
+  /** Runs effects for as long as the VM lives. */
+  readonly run: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
+  readonly span: Tracer.Span
+}
 
-  const routes = new Map<number, Session.Session>() // by both sequence numbers
-  const entries = new Map<Session.Session, SessionEntry<Told>>()
-  const spans = new Map<Session.Session, Tracer.Span>()
-  let nextSequence = firstSequence
-  let unnamed = false // a process was started without an id
-  let unregistered = false
-  let lost: VmLost | undefined
+export class Vm implements Owner, Handlers {
+  /** The `containerId` it was registered with. */
+  readonly id: string
+  readonly #around: Surroundings
+  readonly #changed = new Condition.Condition()
+  readonly #routes = new Map<number, Session>() // by both sequence numbers
+  readonly #sessions = new Set<Session>()
+  readonly #spans = new Map<Session, Tracer.Span>()
+  #connection!: HyperstartConnection
+  #stdin!: StdinWriter
+  #nextSequence = firstSequence
+  #unnamed = false // a process was started without an id
+  #unregistered = false
+  #lost: VmLost | undefined
+  #api: number | undefined
+  #versionOnce: Semaphore.Semaphore | undefined
 
-  /** Suspends until a test holds of the VM and of one session together. */
-  const untilEither = (session: Session.Session, test: () => boolean) =>
-    Effect.raceFirst(session.until(test), changed.until(test))
+  // output
+  readonly #touched = new Set<Session>()
+  #batches = 0
+  #pauses = 0
+  #afterLoss = 0 // bytes read since
+  #stray = 0
+  #readAll = false // the stream of output has ended
+  #drained = false // after the loss: everything that had been sent has been read
 
-  const findProcess = (event: Agent.ProcessEvent): Session.Session | undefined => {
-    let init: Session.Session | undefined
-    for (const session of entries.keys()) {
-      const { outputEnded, phase, process, status } = session.state()
+  constructor(id: string, around: Surroundings) {
+    this.id = id
+    this.#around = around
+  }
+
+  /** Takes the connection over, once there is one. */
+  connected(connection: HyperstartConnection): void {
+    const { run, settings, span } = this.#around
+    this.#connection = connection
+    this.#stdin = new StdinWriter(connection.input, connection.ctl, settings.debug, run)
+    span.attribute("ready", true)
+  }
+
+  /** How many sessions there are. */
+  sessions(): number {
+    return this.#sessions.size
+  }
+
+  /** Makes `count` sessions and tells their tokens. */
+  allocate(count: number): ReadonlyArray<string> {
+    return Array.from({ length: count }, () => {
+      const session = new Session(this.#around.sessions.token(), this.#nextSequence, this)
+      this.#nextSequence += 2
+      this.#routes.set(session.stdio, session)
+      this.#routes.set(session.stdio + 1, session)
+      this.#sessions.add(session)
+      this.#around.sessions.add(session)
+      return session.token
+    })
+  }
+
+  /** Sends one Hyper command and waits for the agent's reply. `payload` is the frame's, of which `command` was decoded. */
+  hyper(command: Hyper, payload: Uint8Array): Effect.Effect<Uint8Array, HyperFailure> {
+    const { hyperName } = command
+    const code = CtlMessage.hyperCodes.get(hyperName)
+    if (code === undefined) return Effect.fail(new UnknownCommand({ command: hyperName }))
+    const given = command.tokens?.length ?? 0
+    const starts = HyperData.starters.has(hyperName)
+    if (given > (starts ? 1 : 0))
+      return Effect.fail(new TooManyTokens({ command: hyperName, given, taken: starts ? 1 : 0 }))
+    const data = command.data === undefined ? empty : HyperData.dataOf(payload)
+    return starts
+      ? Effect.gen(() => this.#start(command, data))
+      : this.#connection.ctl.request({ command: hyperName, code, payload: data })
+  }
+
+  /** Nobody needs to come back for what is left, once the VM is lost. */
+  unregister(): void {
+    this.#unregistered = true
+    this.#changed.notify()
+  }
+
+  /**
+   * The rest of its life. Calls `onLost` as soon as a channel has ended; completes when what its sessions had received is
+   * delivered.
+   */
+  live(onLost: () => void): Effect.Effect<void> {
+    return Effect.gen(() => this.#live(onLost))
+  }
+
+  *#live(onLost: () => void) {
+    const reading = this.#around.run(this.#fanOut)
+    yield* this.#changed.until(() => this.#lost !== undefined)
+    const reason = this.#lost!
+    onLost()
+    // the other channel ends in the same moment, if the VM does: let it say what it still has to say
+    yield* this.#ctl.ended(lastWords)
+    this.#ctl.lose(reason)
+    yield* Effect.logInfo("VM lost", { reason: reason.reason })
+    const sessions = Array.from(this.#sessions)
+    for (const session of sessions) session.lose(reason)
+    const finishing = Array.from(sessions, (session) => this.run(Effect.gen(() => this.#finish(session, reason))))
+    for (let seen = -1; !this.#readAll && seen !== this.#batches;) {
+      seen = this.#batches
+      yield* this.#around.deadlines.within(lastWords, () => this.#readAll, this.#changed)
+    }
+    yield* Fiber.interrupt(reading)
+    this.#drained = true
+    this.#changed.notify()
+    yield* Fiber.awaitAll(finishing)
+  }
+
+  /** Forgets every session: the VM is gone. */
+  end(): void {
+    for (const session of this.#sessions) this.#forget(session)
+  }
+
+  // what its channel and its sessions tell
+
+  get run(): Surroundings["run"] {
+    return this.#around.run
+  }
+
+  event(code: number, payload: Uint8Array): Effect.Effect<void> | undefined {
+    const event = code === CtlMessage.Code.processEvent ? Agent.decodeProcessEvent(payload) : undefined
+    if (event === undefined) return Effect.logDebug(`ctl message ${code} ignored`)
+    if (event.event !== "finished") return Effect.logDebug("process event ignored")
+    const session = this.#findProcess(event)
+    if (session === undefined) return Effect.logDebug("exit of a process without a session ignored")
+    session.exit(event.status & 0xff)
+    return undefined
+  }
+
+  lost(reason: VmLost): void {
+    this.#lost ??= reason
+    this.#changed.notify()
+  }
+
+  stdin(session: Session): void {
+    this.#stdin.wake(session)
+  }
+
+  firstOutput(session: Session): void {
+    this.#mark(session, "first byte")
+  }
+
+  exited(session: Session, status: number): void {
+    this.#spans.get(session)?.attribute("status", status)
+    this.#mark(session, "exit")
+    this.#endSpan(session, Exit.void)
+    this.run(Effect.logInfo("process exited", { container: session.process?.container, status }))
+  }
+
+  /** In the VM's own fibers: the last thing that a dying shim sends may be the SIGKILL for its process. */
+  signal(session: Session, given: Signal): Effect.Effect<void, SignalFailure> {
+    return Effect.suspend(() => Fiber.join(this.run(Effect.gen(() => this.#signal(session, given)))))
+  }
+
+  close(session: Session): void {
+    this.#forget(session) // first: closing it lets output go on, which must not find it any more
+    session.close(disconnected)
+  }
+
+  get #ctl(): CtlChannel {
+    return this.#connection.ctl
+  }
+
+  #findProcess(event: Agent.ProcessEvent): Session | undefined {
+    let init: Session | undefined
+    for (const session of this.#sessions) {
+      const { process } = session
       // a start that was refused leaves its session idle
-      if (phase === "idle" || process?.container !== event.container || status !== undefined) continue
+      if (session.phase === "idle" || process?.container !== event.container || session.status !== undefined) continue
       if (event.process === Agent.unnamedProcess) {
-        if (process.process === undefined && outputEnded) return session
+        if (process.process === undefined && session.outputEnded) return session
         if (process.init && process.process === undefined) init = session
       } else if (process.process === event.process) {
         return session
@@ -147,335 +281,246 @@ export const make = Effect.fnUntraced(function* (
     return init
   }
 
-  const onEvent = (code: number, payload: Uint8Array): Effect.Effect<void> | undefined => {
-    const event = code === CtlMessage.Code.processEvent ? Agent.decodeProcessEvent(payload) : undefined
-    if (event === undefined) return Effect.logDebug(`ctl message ${code} ignored`)
-    if (event.event !== "finished") return Effect.logDebug("process event ignored")
-    const session = findProcess(event)
-    if (session === undefined) return Effect.logDebug("exit of a process without a session ignored")
-    session.exit(event.status & 0xff)
-    return undefined
+  #mark(session: Session, event: string) {
+    this.#spans.get(session)?.event(event, this.#around.clock.currentTimeNanosUnsafe())
   }
 
-  const lose = (reason: VmLost) => {
-    lost ??= reason
-    changed.notify()
+  #endSpan(session: Session, exit: Exit.Exit<unknown, unknown>) {
+    this.#spans.get(session)?.end(this.#around.clock.currentTimeNanosUnsafe(), exit)
+    this.#spans.delete(session)
   }
 
-  const connection = yield* hyperstart.connect(sockets, { event: onEvent, lost: lose })
-  span.attribute("ready", true)
-  const { ctl } = connection
-  const stdin = yield* StdinWriter.make(connection.input, ctl)
-
-  const mark = (session: Session.Session, event: string) =>
-    spans.get(session)?.event(event, clock.currentTimeNanosUnsafe())
-
-  const endSpan = (session: Session.Session, exit: Exit.Exit<unknown, unknown>) => {
-    spans.get(session)?.end(clock.currentTimeNanosUnsafe(), exit)
-    spans.delete(session)
+  #forget(session: Session) {
+    this.#around.sessions.forget(session.token)
+    this.#routes.delete(session.stdio)
+    this.#routes.delete(session.stdio + 1)
+    this.#sessions.delete(session)
+    this.#endSpan(session, Exit.void)
+    this.#changed.notify()
   }
 
-  const forget = (session: Session.Session) => {
-    sessions.forget(session.token)
-    routes.delete(session.stdio)
-    routes.delete(session.stdio + 1)
-    entries.delete(session)
-    endSpan(session, Exit.void)
-    changed.notify()
-  }
-
-  yield* Effect.addFinalizer(() => Effect.sync(() => Array.from(entries.keys(), forget)))
-
-  /** Starts a process in `session`, or in the null session. */
-  const start = Effect.fnUntraced(function* (
-    hyperName: string,
-    process: HyperData.ProcessStart,
-    data: Uint8Array,
-    session: Session.Session | undefined
-  ) {
+  /** Starts a process in the session of the command's token, or in the null session. */
+  *#start({ data: parsed, hyperName, tokens }: Hyper, data: Uint8Array) {
+    const process = yield* Effect.fromResult(HyperData.decodeStart(hyperName, parsed))
+    const token = tokens?.[0]
+    const session = token === undefined ? undefined : yield* Effect.fromResult(this.#around.sessions.find(token))
+    if (session !== undefined && !this.#sessions.has(session))
+      return yield* new UnknownToken({ prefix: redactToken(session.token) })
     const stderr = session === undefined ? nullStderr : session.stdio + 1
-    const stdio = session?.stdio ?? nullStdio
     const payload = yield* Effect.fromResult(
-      HyperData.setSequences(hyperName, data, stdio, process.terminal ? undefined : stderr)
+      HyperData.setSequences(hyperName, data, session?.stdio ?? nullStdio, process.terminal ? undefined : stderr)
     )
     const request: CtlRequest = { command: hyperName, code: CtlMessage.hyperCodes.get(hyperName)!, payload }
-    if (session === undefined)
-      return yield* ctl.request({ ...request, onWritten: () => (unnamed ||= !process.process) })
-
+    const onWritten = () => (this.#unnamed ||= !process.process)
+    if (session === undefined) return yield* this.#ctl.request({ ...request, onWritten })
     const busy = session.begin(process)
     if (busy !== undefined) return yield* busy
-    const processSpan = yield* Effect.makeSpan("process", {
-      parent: span,
-      attributes: { vm: id, container: process.container, command: hyperName, "agent.kind": ctl.kind() }
+    const span = yield* Effect.makeSpan("process", {
+      parent: this.#around.span,
+      attributes: { vm: this.id, container: process.container, command: hyperName, "agent.kind": this.#ctl.kind() }
     })
-    spans.set(session, processSpan)
-    let written = false
-    const asked = Effect.gen(function* () {
-      yield* session
-        .until(() => session.state().attached)
-        .pipe(
-          Effect.timeoutOrElse({
-            duration: settings.shimTimeout,
-            orElse: () =>
-              Effect.fail(
-                new WaitTimeout({ what: `shim with token ${redactToken(session.token)}`, after: settings.shimTimeout })
-              )
-          }),
-          Effect.tapError((error) => Effect.logWarning(error.message))
-        )
-      mark(session, "shim connected")
-      return yield* ctl.request({
-        ...request,
-        onWritten: () => {
-          written = true
-          unnamed ||= !process.process
-          session.written()
-        },
-        onReply: (reply) => {
-          mark(session, reply)
-          if (reply !== "ack") endSpan(session, Exit.fail(reply))
-          session.settled(reply === "ack")
-          if (reply === "ack") run(Effect.logInfo("process started", { container: process.container }))
-        }
+    this.#spans.set(session, span)
+    return yield* this.#startIn(session, { ...request, onWritten })
+  }
+
+  /** Sends the start of a session's process, once its shim is there. What has been written takes its course. */
+  #startIn(session: Session, request: CtlRequest) {
+    return Effect.ensuring(
+      Effect.gen(() => this.#ask(session, request)),
+      Effect.sync(() => {
+        if (session.phase !== "waiting") return
+        this.#endSpan(session, Exit.fail("not started"))
+        session.settled(false)
       })
-    })
-    // what has been written takes its course, whatever becomes of the session
-    const withdrawn = Effect.gen(function* () {
-      yield* session.until(
-        () => !written && (session.state().status !== undefined || session.state().over !== undefined)
-      )
-      return yield* session.state().over ?? session.killed()
-    })
-    return yield* Effect.raceFirst(asked, withdrawn).pipe(
-      Effect.ensuring(
-        Effect.sync(() => {
-          if (written) return
-          endSpan(session, Exit.fail("not started"))
-          session.settled(false)
-        })
-      )
     )
-  })
+  }
 
-  const hyper = Effect.fnUntraced(function* (
-    command: Hyper,
-    payload: Uint8Array
-  ): Effect.fn.Return<Uint8Array, HyperFailure> {
-    const { hyperName } = command
-    const code = CtlMessage.hyperCodes.get(hyperName)
-    if (code === undefined) return yield* new UnknownCommand({ command: hyperName })
-    const tokens = command.tokens ?? []
-    const data = command.data === undefined ? new Uint8Array(0) : HyperData.dataOf(payload)
-    if (!HyperData.starters.has(hyperName)) {
-      if (tokens.length > 0) return yield* new TooManyTokens({ command: hyperName, given: tokens.length, taken: 0 })
-      return yield* ctl.request({ command: hyperName, code, payload: data })
+  *#ask(session: Session, request: CtlRequest) {
+    const { deadlines, settings } = this.#around
+    const withdrawn = () => session.phase === "waiting" && (session.status !== undefined || session.over !== undefined)
+    const failure = () => session.over ?? session.killed()
+    const millis = Duration.toMillis(settings.shimTimeout)
+    if (!(yield* deadlines.within(millis, () => session.attached || withdrawn(), session.changed))) {
+      const what = `shim with token ${redactToken(session.token)}`
+      const error = new WaitTimeout({ what, after: settings.shimTimeout })
+      yield* Effect.logWarning(error.message)
+      return yield* error
     }
-    if (tokens.length > 1) return yield* new TooManyTokens({ command: hyperName, given: tokens.length, taken: 1 })
-    const process = yield* Effect.fromResult(HyperData.decodeStart(hyperName, command.data))
-    const token = tokens[0]
-    if (token === undefined) return yield* start(hyperName, process, data, undefined)
-    const entry = yield* Effect.fromResult(sessions.find(token))
-    if (!entries.has(entry.session)) return yield* new UnknownToken({ prefix: redactToken(token) })
-    return yield* start(hyperName, process, data, entry.session)
-  })
+    if (withdrawn()) return yield* failure()
+    this.#mark(session, "shim connected")
+    const asked = this.#ctl.request({
+      ...request,
+      onWritten: () => {
+        request.onWritten?.()
+        session.written()
+      },
+      onReply: (reply) => {
+        this.#mark(session, reply)
+        if (reply !== "ack") this.#endSpan(session, Exit.fail(reply))
+        session.settled(reply === "ack")
+        if (reply === "ack") this.run(Effect.logInfo("process started", { container: session.process?.container }))
+      }
+    })
+    if (!this.#ctl.busy()) return yield* asked
+    const failed = Effect.flatMap(session.changed.until(withdrawn), () => Effect.fail(failure()))
+    return yield* Effect.raceFirst(asked, failed)
+  }
 
-  const versionOnce = yield* Semaphore.make(1)
-  let api: number | undefined
   /** The agent's API, asked for once and only where it matters; 0 for agents older than the question. */
-  const apiVersion = Effect.suspend(() => {
-    if (api !== undefined) return Effect.succeed(api)
-    // the Go agent descends from the API before events
-    if (ctl.kind() === "go") return Effect.succeed(0)
-    return ctl.request({ command: "version", code: CtlMessage.Code.version, payload: new Uint8Array(0) }).pipe(
-      Effect.map(Agent.apiVersionOf),
-      Effect.catchTag("AgentRefused", () => Effect.succeed(0)),
-      Effect.tap((version) => Effect.sync(() => (api = version)))
-    )
-  }).pipe((asked) => versionOnce.withPermit(asked))
+  get #apiVersion(): Effect.Effect<number, CtlFailure> {
+    const asked = Effect.suspend(() => {
+      if (this.#api !== undefined) return Effect.succeed(this.#api)
+      // the Go agent descends from the API before events
+      if (this.#ctl.kind() === "go") return Effect.succeed(0)
+      return this.#ctl.request({ command: "version", code: CtlMessage.Code.version, payload: empty }).pipe(
+        Effect.map(Agent.apiVersionOf),
+        Effect.catchTag("AgentRefused", () => Effect.succeed(0)),
+        Effect.tap((version) => Effect.sync(() => (this.#api = version)))
+      )
+    })
+    this.#versionOnce ??= Semaphore.makeUnsafe(1)
+    return this.#versionOnce.withPermit(asked)
+  }
 
   /** Waits until the process runs, or, for a signal that would kill it, until there is nothing to kill. */
-  const untilStarted = Effect.fnUntraced(function* (session: Session.Session, killing: boolean) {
-    const state = session.state
+  *#untilStarted(session: Session, killing: boolean) {
+    const { deadlines, settings } = this.#around
     const settled = () =>
-      state().over !== undefined ||
-      state().status !== undefined ||
-      state().phase === "started" ||
-      (killing && state().phase !== "written")
-    yield* session.until(settled).pipe(
-      Effect.timeoutOrElse({
-        duration: settings.processTimeout,
-        orElse: () => Effect.fail(new WaitTimeout({ what: "the process to start", after: settings.processTimeout }))
-      }),
-      Effect.tapError((error) => Effect.logWarning(error.message))
-    )
-    const { over, status } = state()
-    if (over !== undefined) return yield* over
-    if (status !== undefined) return yield* new SignalRefused({ reason: "the process has already ended" })
-  })
+      session.over !== undefined ||
+      session.status !== undefined ||
+      session.phase === "started" ||
+      (killing && session.phase !== "written")
+    if (!(yield* deadlines.within(Duration.toMillis(settings.processTimeout), settled, session.changed))) {
+      const error = new WaitTimeout({ what: "the process to start", after: settings.processTimeout })
+      yield* Effect.logWarning(error.message)
+      return yield* error
+    }
+    if (session.over !== undefined) return yield* session.over
+    if (session.status !== undefined) return yield* new SignalRefused({ reason: "the process has already ended" })
+  }
 
-  const signal = Effect.fnUntraced(function* (
-    session: Session.Session,
-    { columns, rows, signalNumber }: Signal
-  ): Effect.fn.Return<void, SignalFailure> {
+  *#signal(session: Session, { columns, rows, signalNumber }: Signal) {
     const killing = signalNumber === Sig.KILL || signalNumber === Sig.TERM
-    yield* untilStarted(session, killing)
+    yield* Effect.gen(() => this.#untilStarted(session, killing))
     if (killing && session.killUnstarted()) return
-    const process = session.state().process!
+    const process = session.process!
     const winch = signalNumber === Sig.WINCH
     const send = (command: "winsize" | "killcontainer" | "signalprocess", payload: Uint8Array) =>
-      Effect.asVoid(ctl.request({ command, code: CtlMessage.Code[command], payload }))
+      Effect.asVoid(this.#ctl.request({ command, code: CtlMessage.Code[command], payload }))
     if (process.init && !winch)
       return yield* send("killcontainer", Agent.killContainer(process.container, signalNumber))
-    const byProcess = (yield* apiVersion) >= Agent.eventApi
+    const byProcess = (yield* this.#apiVersion) >= Agent.eventApi
     if (winch && !byProcess)
       return yield* send("winsize", Agent.winsizeBySequence(session.stdio, rows ?? 0, columns ?? 0))
     if (!byProcess)
       return yield* new SignalRefused({ reason: "this VM's agent cannot signal a process started by execcmd" })
-    if (unnamed || process.process === undefined)
+    if (this.#unnamed || process.process === undefined)
       return yield* new SignalRefused({
         reason: "this VM's agent can only address processes by id, and one was started without"
       })
     return yield* winch
       ? send("winsize", Agent.winsizeByProcess(process.container, process.process, rows ?? 0, columns ?? 0))
       : send("signalprocess", Agent.signalProcess(process.container, process.process, signalNumber))
-  })
+  }
 
-  const allocate = (count: number): ReadonlyArray<string> =>
-    Array.from({ length: count }, () => {
-      const session = Session.make(sessions.token(), nextSequence, {
-        stdin: (woken) => stdin.wake(woken),
-        firstOutput: () => mark(session, "first byte"),
-        exited: (status) => {
-          spans.get(session)?.attribute("status", status)
-          mark(session, "exit")
-          endSpan(session, Exit.void)
-          run(Effect.logInfo("process exited", { container: session.state().process?.container, status }))
-        }
-      })
-      nextSequence += 2
-      routes.set(session.stdio, session)
-      routes.set(session.stdio + 1, session)
-      const entry: SessionEntry<Told> = {
-        session,
-        vm: id,
-        // in the VM's scope: the last thing that a dying shim sends may be the SIGKILL for its process
-        signal: (given) => Effect.suspend(() => Fiber.join(run(signal(session, given)))),
-        close: () => {
-          forget(session) // first: closing it lets output go on, which must not find it any more
-          session.close("the shim has disconnected")
-        }
-      }
-      entries.set(session, entry)
-      sessions.add(entry)
-      return session.token
-    })
+  /** All output of the VM to its sessions: one effect per batch, one write per session and batch. */
+  get #fanOut(): Effect.Effect<void> {
+    return Stream.runForEachArray(this.#connection.output, (runs) => this.#deliver(runs)).pipe(
+      Effect.catch((reason) => Effect.sync(() => this.lost(reason))), // the stream ends by its error only
+      Effect.andThen(
+        Effect.sync(() => {
+          this.#readAll = true
+          this.#changed.notify()
+        })
+      )
+    )
+  }
 
-  // output: one effect per batch, one write per session and batch
-  let batches = 0
-  let pauses = 0
-  let afterLoss = 0 // bytes read since
-  let stray = 0
-  const pause = Effect.fnUntraced(function* (session: Session.Session) {
-    const container = session.state().process?.container
-    pauses++
-    yield* (pauses === 1 ? Effect.logInfo : Effect.logDebug)("output of the VM pauses: a shim is behind", { container })
-    const goOn = () => session.backlog() <= settings.outboxLimit / 2 || lost !== undefined
-    yield* untilEither(session, goOn)
-    yield* Effect.logDebug("output of the VM goes on", { container, pauses })
-  })
-  const touched = new Set<Session.Session>()
-  const fanOut = Stream.runForEachArray(connection.output, (runs) => {
-    batches++
+  #deliver(runs: ReadonlyArray<IoMessage.Run>): Effect.Effect<void> {
+    this.#batches++
     let dropped = 0
     for (const run of runs) {
-      if (lost !== undefined) afterLoss += run.end - run.start
-      const session = routes.get(run.sequence)
+      if (this.#lost !== undefined) this.#afterLoss += run.end - run.start
+      const session = this.#routes.get(run.sequence)
       if (session === undefined) {
         if (run.sequence >= firstSequence) dropped += run.end - run.start
       } else {
         dropped += session.deliver(run)
-        touched.add(session)
+        this.#touched.add(session)
       }
     }
-    if (afterLoss > maxLastWords) return Effect.never
-    let full: Array<Session.Session> | undefined
-    for (const session of touched) {
+    if (this.#afterLoss > maxLastWords) return Effect.never
+    let full: Array<Session> | undefined
+    for (const session of this.#touched) {
       session.flush()
-      if (session.backlog() > settings.outboxLimit) (full ??= []).push(session)
+      if (session.backlog() > this.#around.settings.outboxLimit) (full ??= []).push(session)
     }
-    touched.clear()
+    this.#touched.clear()
     if (dropped > 0) {
-      stray += dropped
-      run(Effect.logDebug("output for nobody dropped", { bytes: dropped, total: stray }))
+      this.#stray += dropped
+      this.run(Effect.logDebug("output for nobody dropped", { bytes: dropped, total: this.#stray }))
     }
-    return full === undefined ? Effect.void : Effect.forEach(full, pause, { discard: true })
-  }).pipe(
-    Effect.andThen(Effect.never), // the stream ends by its error only
-    Effect.catch((reason) => Effect.succeed(reason))
-  )
+    return full === undefined
+      ? Effect.void
+      : Effect.forEach(full, (session) => Effect.gen(() => this.#pause(session)), { discard: true })
+  }
 
-  let drained = false // after the loss: everything that had been sent has been read
+  *#pause(session: Session) {
+    const container = session.process?.container
+    const log = ++this.#pauses === 1 ? Effect.logInfo : Effect.logDebug
+    yield* log("output of the VM pauses: a shim is behind", { container })
+    const { outboxLimit } = this.#around.settings
+    const goOn = () => session.backlog() <= outboxLimit / 2 || this.#lost !== undefined
+    yield* Condition.until(goOn, session.changed, this.#changed)
+    yield* Effect.logDebug("output of the VM goes on", { container, pauses: this.#pauses })
+  }
 
   /** Delivers what is left of a lost VM's session, and ends its shim's connection. */
-  const finish = Effect.fnUntraced(function* (session: Session.Session, reason: VmLost) {
+  *#finish(session: Session, reason: VmLost) {
+    const { deadlines, settings } = this.#around
     // nothing can come for a process that never was
-    const delivered = () => (drained || session.state().phase === "idle") && session.backlog() === 0
+    const delivered = () => (this.#drained || session.phase === "idle") && session.backlog() === 0
     while (!delivered()) {
-      const { shim } = session.state()
+      const { shim } = session
       if (shim !== undefined) {
-        yield* untilEither(session, () => delivered() || session.state().shim !== shim)
+        yield* Condition.until(() => delivered() || session.shim !== shim, session.changed, this.#changed)
         continue
       }
-      yield* Effect.timeoutOption(
-        untilEither(session, () => delivered() || unregistered || session.state().shim !== undefined),
-        settings.orphanTimeout
-      )
-      if (session.state().shim !== undefined || delivered()) continue
+      const settled = () => delivered() || this.#unregistered || session.shim !== undefined
+      yield* deadlines.within(Duration.toMillis(settings.orphanTimeout), settled, session.changed, this.#changed)
+      if (session.shim !== undefined || delivered()) continue
       if (session.backlog() > 0)
         yield* Effect.logWarning("output that no shim came back for dropped", { bytes: session.backlog() })
       break
     }
-    session.state().shim?.end(reason.message)
-    forget(session)
-    session.close(reason.message)
-  })
-
-  const life = Effect.fnUntraced(function* (onLost: () => void) {
-    const reading = yield* Effect.forkScoped(Effect.tap(fanOut, (reason) => Effect.sync(() => lose(reason))))
-    yield* changed.until(() => lost !== undefined)
-    const reason = lost!
-    onLost()
-    // the other channel ends in the same moment, if the VM does: let it say what it still has to say
-    yield* Effect.timeoutOption(ctl.ended, lastWords)
-    ctl.lose(reason)
-    yield* Effect.logInfo("VM lost", { reason: reason.reason })
-    const sessions = Array.from(entries.keys())
-    for (const session of sessions) session.lose(reason)
-    const drain = Effect.gen(function* () {
-      for (;;) {
-        const seen = batches
-        const ended = yield* Effect.timeoutOption(Fiber.await(reading), lastWords)
-        if (ended._tag === "Some" || seen === batches) break
-      }
-      yield* Fiber.interrupt(reading)
-      drained = true
-      changed.notify()
-    })
-    yield* Effect.all([drain, ...sessions.map((session) => finish(session, reason))], {
-      concurrency: "unbounded",
-      discard: true
-    })
-  })
-
-  return {
-    id,
-    allocate,
-    sessions: () => entries.size,
-    hyper,
-    unregister() {
-      unregistered = true
-      changed.notify()
-    },
-    run: (onLost) => Effect.scoped(life(onLost))
+    session.shim?.end(reason.message)
+    this.#forget(session)
+    session.close(reason)
   }
+}
+
+/** Connects to a VM and takes it over; the scope owns all of it. */
+export const make = Effect.fnUntraced(function* (
+  id: string,
+  sockets: VmSockets
+): Effect.fn.Return<Vm, ConnectFailed, Scope.Scope | Hyperstart | Sessions | Deadlines> {
+  const clock = yield* Clock.Clock
+  const hyperstart = yield* Hyperstart
+  const span = yield* Effect.makeSpan("vm", { root: true, attributes: { vm: id } })
+  const vm = new Vm(id, {
+    settings: yield* Settings,
+    sessions: yield* Sessions,
+    deadlines: yield* Deadlines,
+    clock,
+    run: yield* FiberSet.makeRuntime(),
+    span
+  })
+  yield* Effect.addFinalizer((exit) =>
+    Effect.sync(() => {
+      vm.end()
+      span.end(clock.currentTimeNanosUnsafe(), exit)
+    })
+  )
+  vm.connected(yield* hyperstart.connect(sockets, vm))
+  return vm
 })

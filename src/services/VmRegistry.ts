@@ -1,4 +1,5 @@
 /** The VMs that clients see, by the id they were registered with; and every VM's scope. */
+import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -10,7 +11,8 @@ import * as References from "effect/References"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import type { RegisterVM } from "../domain/ClientCommand.ts"
-import * as Condition from "./Condition.ts"
+import { Condition } from "./Condition.ts"
+import { Deadlines } from "./Deadlines.ts"
 import type { ConnectFailed, Hyperstart } from "./Hyperstart.ts"
 import type { Sessions } from "./Sessions.ts"
 import { Settings } from "./Settings.ts"
@@ -43,9 +45,6 @@ export class BadTokenCount extends Schema.TaggedError<BadTokenCount>()("BadToken
     return `numIOStreams must be between 0 and ${this.limit}, got ${this.count}`
   }
 }
-
-// a closure made where a VM is in scope would keep the VM alive
-const nothing = () => {}
 
 /** Most ids remembered after their loss; the oldest are forgotten first. */
 const maxLostIds = 10_000
@@ -87,14 +86,15 @@ export class VmRegistry extends Context.Service<
     const settings = yield* Settings
     const clock = yield* Clock.Clock
     const scope = yield* Effect.scope
-    const services = yield* Effect.context<Hyperstart | Sessions>()
+    const services = yield* Effect.context<Hyperstart | Sessions | Deadlines>()
+    const deadlines = yield* Deadlines
     const run = yield* FiberSet.makeRuntime()
-    const changed = Condition.make()
+    const changed = new Condition()
     const lostIdMillis = Duration.toMillis(settings.lostIdTimeout)
 
     const vms = new Map<string, Vm.Vm | "registering">()
     /** Ids lost before they were unregistered, oldest first, with the time to forget them at. */
-    const lostIds = new Map<string, { readonly unregister: () => void; readonly until: number }>()
+    const lostIds = new Map<string, { vm: Vm.Vm | undefined; readonly until: number }>()
     let ended = 0
     let unregistered = 0
 
@@ -106,9 +106,9 @@ export class VmRegistry extends Context.Service<
       }
     }
 
-    const rememberLost = (id: string, unregister: () => void, until: number) => {
-      lostIds.delete(id) // to the end of the order
-      lostIds.set(id, { unregister, until })
+    const rememberLost = (vm: Vm.Vm) => {
+      lostIds.delete(vm.id) // to the end of the order
+      lostIds.set(vm.id, { vm, until: clock.currentTimeMillisUnsafe() + lostIdMillis })
       forgetOldIds()
     }
 
@@ -120,18 +120,18 @@ export class VmRegistry extends Context.Service<
     /** The rest of a registered VM's life. */
     const live = (vm: Vm.Vm, vmScope: Scope.Closeable) =>
       vm
-        .run(() => {
+        .live(() => {
           if (vms.get(vm.id) !== vm) return
           vms.delete(vm.id)
-          rememberLost(vm.id, vm.unregister, clock.currentTimeMillisUnsafe() + lostIdMillis)
+          rememberLost(vm)
         })
         .pipe(
+          Effect.catchDefect((defect) => Effect.logError("a VM failed by a bug", Cause.die(defect))),
           Effect.ensuring(Scope.close(vmScope, Exit.void)),
           Effect.ensuring(
             Effect.sync(() => {
               const remembered = lostIds.get(vm.id)
-              // keep the id, not the VM
-              if (remembered?.unregister === vm.unregister) lostIds.set(vm.id, { ...remembered, unregister: nothing })
+              if (remembered?.vm === vm) remembered.vm = undefined // the id is kept, not the VM
               ended++
               changed.notify()
             })
@@ -179,21 +179,19 @@ export class VmRegistry extends Context.Service<
 
     const unregister = Effect.fnUntraced(function* (id: string) {
       forgetOldIds()
-      const vm = vms.get(id) ?? lostIds.get(id)
-      if (vm === undefined || vm === "registering") return yield* new UnknownContainer({ id })
+      const vm = vms.get(id)
+      const lost = lostIds.get(id)
+      if (vm === "registering" || (vm ?? lost) === undefined) return yield* new UnknownContainer({ id })
       vms.delete(id)
       lostIds.delete(id)
-      vm.unregister()
+      ;(vm ?? lost?.vm)?.unregister()
       unregistered++
       changed.notify()
     })
 
     const podEnded = Effect.gen(function* () {
       yield* changed.until(() => ended > 0)
-      yield* Effect.timeoutOption(
-        changed.until(() => unregistered > 0),
-        settings.orphanTimeout
-      )
+      yield* deadlines.within(Duration.toMillis(settings.orphanTimeout), () => unregistered > 0, changed)
       yield* Effect.yieldNow // the answer to UnregisterVM leaves before the daemon does
     })
 

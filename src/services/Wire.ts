@@ -1,14 +1,11 @@
 /** A byte pipe to one peer, and the port that opens one. Implemented by `layers/NodeWire.ts`. */
 import * as Context from "effect/Context"
+import * as Data from "effect/Data"
 import type * as Effect from "effect/Effect"
-import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 
-/** The peer is gone; `cause` is absent after an orderly close. */
-export class WireClosed extends Schema.TaggedError<WireClosed>()("WireClosed", {
-  peer: Schema.String,
-  cause: Schema.optional(Schema.Defect())
-}) {
+/** The peer is gone; `cause` is absent after an orderly close. Every connection ends with one, so it is not a schema's. */
+export class WireClosed extends Data.TaggedError("WireClosed")<{ readonly peer: string; readonly cause?: unknown }> {
   override get message(): string {
     return this.cause === undefined
       ? `${this.peer} closed the connection`
@@ -27,8 +24,8 @@ export interface Wire {
   readonly pull: Effect.Effect<Uint8Array, WireClosed>
   /**
    * Hands chunks over, in order; the wire owns them from here on. What the kernel does not take at once stays queued here.
-   * Chunks offered while nothing is pending leave in one write each, if small ones are not joined before. Does nothing
-   * once the wire is closed.
+   * Chunks offered while nothing is pending leave in one write each, if small ones are not joined before. Once
+   * the wire is closed nothing leaves any more, and what is offered stays pending.
    */
   readonly offer: (chunks: ReadonlyArray<Uint8Array>) => void
   /** Bytes that the kernel has not taken yet; once the wire is closed, those that it never will. */
@@ -42,10 +39,17 @@ export interface Wire {
   readonly closed: Effect.Effect<void>
 }
 
+/** Nobody accepted a connection in time. */
+export class DialTimeout extends Data.TaggedError("DialTimeout")<{ readonly peer: string }> {
+  override get message(): string {
+    return `${this.peer} does not accept connections`
+  }
+}
+
 export class Dialer extends Context.Service<
   Dialer,
   {
-    /** Connects to a Unix socket; the scope owns the connection. */
-    readonly dial: (path: string) => Effect.Effect<Wire, WireClosed, Scope.Scope>
+    /** Connects to a Unix socket within `millis` milliseconds; the scope owns the connection. */
+    readonly dial: (path: string, millis: number) => Effect.Effect<Wire, DialTimeout | WireClosed, Scope.Scope>
   }
 >()("cc-proxy/services/Wire/Dialer") {}

@@ -1,6 +1,6 @@
 /** The rules of `Wire`, for the wires in memory that services are tested with and for those over sockets. */
 import * as Effect from "effect/Effect"
-import * as Condition from "../../src/services/Condition.ts"
+import { Condition } from "../../src/services/Condition.ts"
 import { concat } from "../support/Bytes.ts"
 import * as MemoryWire from "../support/MemoryWire.ts"
 import * as SocketPair from "../support/SocketPair.ts"
@@ -8,7 +8,7 @@ import { type Connection, type Peer, wireContract } from "./wireContract.ts"
 
 const inMemory = Effect.gen(function* () {
   const { a, b } = MemoryWire.pair("peer", "wire")
-  const changed = Condition.make()
+  const changed = new Condition()
   const chunks: Array<Uint8Array> = []
   let size = 0
   a.stall()
@@ -31,7 +31,7 @@ const inMemory = Effect.gen(function* () {
     read: () => a.resume(),
     end: () => b.close(),
     vanish: () => b.close(new Error("read ECONNRESET")),
-    until: changed.until
+    until: (test) => changed.until(test)
   }
   return { wire: a, peer } satisfies Connection
 })

@@ -197,7 +197,7 @@ export const wireContract = (name: string, connect: Effect.Effect<Connection, ne
         })
       )
 
-      it.live("does nothing once the wire is closed", () =>
+      it.live("sends nothing once the wire is closed, and keeps it pending", () =>
         Effect.gen(function* () {
           const { peer, wire } = yield* connect
           peer.end()
@@ -205,7 +205,11 @@ export const wireContract = (name: string, connect: Effect.Effect<Connection, ne
           assert.strictEqual(wire.pending(), 0)
           wire.offer([pattern(much)])
           wire.offer([utf8("a"), utf8("b")])
-          assert.strictEqual(wire.pending(), 0)
+          assert.strictEqual(wire.pending(), much + 2)
+          peer.read()
+          yield* turn
+          assert.strictEqual(peer.size(), 0)
+          assert.strictEqual(wire.pending(), much + 2)
         })
       )
     })
@@ -221,7 +225,7 @@ export const wireContract = (name: string, connect: Effect.Effect<Connection, ne
             const pending = wire.pending()
             assert.isAbove(pending, 0)
             wire.offer([utf8("too late")])
-            assert.strictEqual(wire.pending(), pending)
+            assert.strictEqual(wire.pending(), pending + 8)
           })
         )
     })

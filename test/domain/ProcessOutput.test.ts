@@ -36,10 +36,12 @@ const runOf = (messages: ReadonlyArray<Message>): IoMessage.Run => {
 const rewrite = (output: ProcessOutput.ProcessOutput, messages: ReadonlyArray<Message>) => {
   const run = runOf(messages)
   const emitted: Array<Uint8Array> = []
-  const dropped = output.rewrite(run, (bytes, start, end) => {
-    assert.isBelow(start, end, "no range is empty")
-    if (bytes === run.bytes) assert.isTrue(start >= run.start && end <= run.end)
-    emitted.push(bytes.slice(start, end))
+  const dropped = output.rewrite(run, {
+    emit(bytes, start, end) {
+      assert.isBelow(start, end, "no range is empty")
+      if (bytes === run.bytes) assert.isTrue(start >= run.start && end <= run.end)
+      emitted.push(bytes.slice(start, end))
+    }
   })
   assert.strictEqual(toHex(run.bytes.subarray(0, 5)) + toHex(run.bytes.subarray(-5)), "ee".repeat(10))
   return { frames: framesOf(concat(emitted)), emitted: emitted.map(toHex), dropped }
@@ -67,10 +69,10 @@ describe("ProcessOutput", () => {
     )
     const stderr = fromHex("0000000000000004 00000010 6572720a")
     const emitted: Array<string> = []
-    const emit = (bytes: Uint8Array, start: number, end: number) => void emitted.push(toHex(bytes.subarray(start, end)))
+    const to: ProcessOutput.Emit = { emit: (bytes, start, end) => void emitted.push(toHex(bytes.subarray(start, end))) }
     const output = ProcessOutput.make(stdio)
-    assert.strictEqual(output.rewrite({ sequence: 4, bytes: stderr, start: 0, end: stderr.length }, emit), 0)
-    assert.strictEqual(output.rewrite({ sequence: 3, bytes: stdout, start: 0, end: stdout.length }, emit), 0)
+    assert.strictEqual(output.rewrite({ sequence: 4, bytes: stderr, start: 0, end: stderr.length }, to), 0)
+    assert.strictEqual(output.rewrite({ sequence: 3, bytes: stdout, start: 0, end: stdout.length }, to), 0)
     assert.deepStrictEqual(
       emitted,
       [
@@ -85,7 +87,7 @@ describe("ProcessOutput", () => {
   it("emits a run of output in one range, in the run's own bytes", () => {
     const run = runOf([out("a"), out("bc"), out("d")])
     const calls: Array<readonly [Uint8Array, number, number]> = []
-    ProcessOutput.make(stdio).rewrite(run, (...call) => calls.push(call))
+    ProcessOutput.make(stdio).rewrite(run, { emit: (...call) => void calls.push(call) })
     assert.deepStrictEqual(calls, [[run.bytes, run.start, run.end]])
   })
 

@@ -66,8 +66,8 @@ const collector = (status: number | "never") =>
     return { requests, url: `http://127.0.0.1:${(server.address() as Net.AddressInfo).port}` }
   })
 
-/** Runs `program` with tracing in the environment `variables`; its log is what it warned of. */
-const traced = <A, E>(variables: Record<string, string>, program: Effect.Effect<A, E>) =>
+/** Runs `program` with tracing in the environment `variables`; its log is what it warned of, and shows commands if `logged`. */
+const traced = <A, E>(variables: Record<string, string>, program: Effect.Effect<A, E>, logged = false) =>
   Effect.gen(function* () {
     const warnings: Array<unknown> = []
     const log = Logger.layer([
@@ -75,7 +75,7 @@ const traced = <A, E>(variables: Record<string, string>, program: Effect.Effect<
     ])
     yield* program.pipe(
       Effect.provide(
-        OtlpTracing.layer({ version: "1.2.3" }).pipe(
+        OtlpTracing.layer({ version: "1.2.3", logged }).pipe(
           Layer.provideMerge(log),
           Layer.provide(ConfigProvider.layer(ConfigProvider.fromEnvRecord(variables)))
         )
@@ -130,7 +130,7 @@ describe("OtlpTracing", () => {
       yield* Effect.logInfo("RegisterVM").pipe(
         Effect.withSpan("Client.command"),
         Effect.provide(
-          OtlpTracing.layer({ version: "1.2.3" }).pipe(
+          OtlpTracing.layer({ version: "1.2.3", logged: true }).pipe(
             Layer.provideMerge(StderrLog.layer({ level: "info", fd })),
             Layer.provide(ConfigProvider.layer(ConfigProvider.fromEnvRecord({ OTEL_EXPORTER_OTLP_ENDPOINT: url })))
           )
@@ -172,17 +172,15 @@ describe("OtlpTracing", () => {
     })
   )
 
-  it.live("makes spans for the log where no collector is named", () =>
+  it.live("makes spans for a log that shows commands where no collector is named, and none for one that does not", () =>
     Effect.gen(function* () {
-      for (const variables of [{}, { OTEL_EXPORTER_OTLP_ENDPOINT: "" }]) {
-        const warnings = yield* traced(
-          variables,
-          Effect.gen(function* () {
-            assert.isTrue((yield* Effect.currentSpan).sampled)
+      for (const variables of [{}, { OTEL_EXPORTER_OTLP_ENDPOINT: "" }])
+        for (const logged of [true, false]) {
+          const program = Effect.gen(function* () {
+            assert.strictEqual((yield* Effect.currentSpan).sampled, logged)
           }).pipe(Effect.withSpan("Client.command"), Effect.orDie)
-        )
-        assert.deepStrictEqual(warnings, [])
-      }
+          assert.deepStrictEqual(yield* traced(variables, program, logged), [])
+        }
     })
   )
 
@@ -197,7 +195,7 @@ describe("OtlpTracing", () => {
         const Effect = await import("effect/Effect")
         const Layer = await import("effect/Layer")
         const { layer } = await import(${JSON.stringify(new URL("../../src/layers/OtlpTracing.ts", import.meta.url).href)})
-        await Effect.runPromise(Effect.scoped(Layer.build(layer({ version: "1.2.3" }))))
+        await Effect.runPromise(Effect.scoped(Layer.build(layer({ version: "1.2.3", logged: true }))))
         console.log(loaded.filter((url) => /otlpExporter|observability|HttpClient|node:http/.test(url)).length)`
         const count = (env: Record<string, string>) =>
           Effect.callback<number>((resume) => {

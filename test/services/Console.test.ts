@@ -15,7 +15,7 @@ const follow = Effect.fnUntraced(function* (...chunks: ReadonlyArray<string | Ui
   const dialer = Dialer.of({
     dial: () => Effect.acquireRelease(Effect.succeed(a), () => Effect.sync(() => void (hungUp = true)))
   })
-  const following = yield* Effect.forkChild(Console.follow(dialer, "vm.console").pipe(Effect.provide(layer)), {
+  const following = yield* Effect.forkChild(Console.follow(dialer, "vm.console", 1000).pipe(Effect.provide(layer)), {
     startImmediately: true
   })
   for (const chunk of chunks) {
@@ -95,7 +95,7 @@ describe("a VM's console", () => {
       const dialer = Dialer.of({
         dial: (path) => Effect.fail(new WireClosed({ peer: path, cause: new Error("connect ENOENT") }))
       })
-      yield* Console.follow(dialer, "/run/vm.console").pipe(Effect.provide(layer))
+      yield* Console.follow(dialer, "/run/vm.console", 1000).pipe(Effect.provide(layer))
       assert.deepStrictEqual(
         records.map(({ level, msg }) => [level, msg]),
         [["Warn", "couldn't connect to the VM's console: /run/vm.console: connect ENOENT"]]

@@ -1,9 +1,11 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as FiberSet from "effect/FiberSet"
 import * as TestClock from "effect/testing/TestClock"
 import * as CtlMessage from "../../src/domain/CtlMessage.ts"
 import * as CtlChannel from "../../src/services/CtlChannel.ts"
+import { Deadlines } from "../../src/services/Deadlines.ts"
 import { defaults, Settings } from "../../src/services/Settings.ts"
 import * as MemoryWire from "../support/MemoryWire.ts"
 
@@ -22,8 +24,9 @@ const open = Effect.gen(function* () {
       events.push({ code, text: text(payload) })
       return undefined
     },
-    lost: () => {}
-  })
+    lost: () => {},
+    run: yield* FiberSet.makeRuntime()
+  }).pipe(Effect.provideService(Deadlines, yield* Deadlines.make))
   yield* Effect.forkScoped(Effect.ignore(channel.run), { startImmediately: true })
   const parser = CtlMessage.makeParser()
   yield* Effect.forkScoped(
@@ -45,10 +48,38 @@ describe("CtlChannel", () => {
   it.effect("is ready once the agent has said READY", () =>
     Effect.gen(function* () {
       const { channel, say } = yield* open
-      const waiting = yield* Effect.forkChild(channel.ready, { startImmediately: true })
+      const waiting = yield* Effect.forkChild(channel.ready(1000), { startImmediately: true })
+      yield* TestClock.adjust("999 millis")
       assert.isUndefined(waiting.pollUnsafe())
       say(Code.ready)
-      yield* Fiber.join(waiting)
+      assert.isTrue(yield* Fiber.join(waiting))
+      assert.isTrue(yield* channel.ready(1000))
+    })
+  )
+
+  it.effect("is not ready where READY does not come in time, and may be asked again", () =>
+    Effect.gen(function* () {
+      const { channel, say } = yield* open
+      const waiting = yield* Effect.forkChild(channel.ready(1000), { startImmediately: true })
+      yield* TestClock.adjust("1 seconds")
+      assert.isFalse(yield* Fiber.join(waiting))
+      say(Code.ready)
+      assert.isTrue(yield* channel.ready(1000))
+    })
+  )
+
+  it.effect("tells whether it has ended in time", () =>
+    Effect.gen(function* () {
+      const { channel, wire } = yield* ready
+      const early = yield* Effect.forkChild(channel.ended(100), { startImmediately: true })
+      yield* TestClock.adjust("99 millis")
+      assert.isUndefined(early.pollUnsafe())
+      yield* TestClock.adjust("1 millis")
+      assert.isFalse(yield* Fiber.join(early))
+      const inTime = yield* Effect.forkChild(channel.ended(100), { startImmediately: true })
+      wire.close()
+      assert.isTrue(yield* Fiber.join(inTime))
+      assert.isTrue(yield* channel.ended(100))
     })
   )
 
@@ -61,7 +92,7 @@ describe("CtlChannel", () => {
       Effect.gen(function* () {
         const { channel, say } = yield* open
         say(code)
-        const error = yield* Effect.flip(channel.ready)
+        const error = yield* Effect.flip(channel.ready(1000))
         assert.match(error.message, /in place of READY/)
       })
     )
@@ -331,7 +362,7 @@ describe("CtlChannel", () => {
         const behind = yield* ask("ping")
         wire.close()
         assert.match((yield* Effect.flip(Fiber.join(behind))).message, /^VM lost/)
-        yield* channel.ended
+        assert.isTrue(yield* channel.ended(0))
       })
     )
   })

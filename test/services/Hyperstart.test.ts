@@ -2,6 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as FiberSet from "effect/FiberSet"
 import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -9,6 +10,7 @@ import * as TestClock from "effect/testing/TestClock"
 import * as CtlMessage from "../../src/domain/CtlMessage.ts"
 import * as IoMessage from "../../src/domain/IoMessage.ts"
 import type * as CtlChannel from "../../src/services/CtlChannel.ts"
+import { Deadlines } from "../../src/services/Deadlines.ts"
 import { Hyperstart, type VmSockets } from "../../src/services/Hyperstart.ts"
 import { defaults, Settings } from "../../src/services/Settings.ts"
 import { concat, toText, utf8 } from "../support/Bytes.ts"
@@ -20,7 +22,7 @@ const now = { startImmediately: true } as const
 
 const services = (settings: Partial<Settings> = {}) =>
   Hyperstart.layer.pipe(
-    Layer.provideMerge(FakeHyperstart.layer),
+    Layer.provideMerge([FakeHyperstart.layer, Deadlines.layer]),
     Layer.provideMerge(Layer.succeed(Settings, { ...defaults, ...settings }))
   )
 
@@ -33,7 +35,8 @@ const connect = Effect.fnUntraced(function* (sockets: VmSockets) {
       events.push(`${code} ${toText(payload)}`)
       return undefined
     },
-    lost: ({ reason }) => void events.push(`lost: ${reason}`)
+    lost: ({ reason }) => void events.push(`lost: ${reason}`),
+    run: yield* FiberSet.makeRuntime()
   })
   return { ...connection, events }
 })
@@ -77,7 +80,7 @@ describe("connecting", () => {
       yield* agent.until(() => agent.stdin.length === 1)
       agent.ctl(Code.processEvent, utf8("{}"))
       agent.powerOff()
-      yield* ctl.ended
+      assert.isTrue(yield* ctl.ended(0))
       assert.deepStrictEqual(events, ["23 {}", "lost: ctl: vm.ctl closed the connection"])
     }).pipe(Effect.scoped, Effect.provide(services()))
   )
@@ -89,7 +92,7 @@ describe("connecting", () => {
       const connecting = yield* Effect.forkChild(Effect.flip(connect(agent.sockets).pipe(Scope.provide(scope))), now)
       agent.close("io")
       const error = yield* Fiber.join(connecting)
-      assert.strictEqual(error.message, "vm.io closed the connection")
+      assert.strictEqual(error.message, "VM lost: io: vm.io closed the connection")
       yield* Scope.close(scope, Exit.void)
       yield* agent.until(() => agent.hungUp().includes("ctl"))
     }).pipe(Effect.provide(services()))
@@ -121,7 +124,7 @@ describe("connecting", () => {
   it.effect("closes every socket at the end of the scope", () =>
     Effect.gen(function* () {
       const agent = yield* boot("vm")
-      yield* Effect.scoped(connect(agent.sockets))
+      yield* Effect.scoped(Effect.andThen(connect(agent.sockets), Effect.yieldNow)) // the console is dialled beside it
       yield* agent.until(() => agent.hungUp().length === 3)
       assert.deepStrictEqual(agent.hungUp().toSorted(), ["console", "ctl", "io"])
     }).pipe(Effect.provide(services({ debug: true })))
@@ -168,6 +171,7 @@ describe("at debug", () => {
   const speak = (agent: FakeAgent) =>
     Effect.gen(function* () {
       const { output } = yield* connect(agent.sockets)
+      yield* Effect.yieldNow // the console is dialled beside it
       agent.raw("console", utf8("[0.0] Linux version\r\n"))
       agent.io(3, "hello")
       agent.close("io")
@@ -204,7 +208,7 @@ describe("at debug", () => {
       Effect.gen(function* () {
         const { layer, records } = Records.make()
         const { sockets } = yield* boot("vm")
-        yield* Effect.provide(Effect.scoped(connect({ ...sockets, console })), layer)
+        yield* Effect.provide(Effect.scoped(Effect.andThen(connect({ ...sockets, console }), Effect.yieldNow)), layer)
         assert.deepStrictEqual(records, [])
       }).pipe(Effect.provide(services({ debug: true })))
     )
@@ -215,6 +219,7 @@ describe("at debug", () => {
       const { sockets } = yield* boot("vm")
       yield* Effect.gen(function* () {
         const { ctl } = yield* connect({ ...sockets, console: "nowhere" })
+        yield* Effect.yieldNow // it is dialled beside the rest
         yield* ctl.request({ command: "ping", code: Code.ping, payload: new Uint8Array(0) })
       }).pipe(Effect.scoped, Effect.provide(layer))
       assert.deepStrictEqual(

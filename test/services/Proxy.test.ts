@@ -5,7 +5,7 @@ import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as Frame from "../../src/domain/Frame.ts"
 import * as Mailbox from "../../src/layers/Mailbox.ts"
-import * as Condition from "../../src/services/Condition.ts"
+import { Condition } from "../../src/services/Condition.ts"
 import { Listener, ListenError } from "../../src/services/Listener.ts"
 import * as Proxy from "../../src/services/Proxy.ts"
 import type { Settings } from "../../src/services/Settings.ts"
@@ -21,14 +21,14 @@ const now = { startImmediately: true } as const
 const makeDoor = () => {
   const arrivals = Mailbox.make<Effect.Effect<Wire, never, Scope.Scope>, ListenError>()
   const events: Array<string> = []
-  const changed = Condition.make()
+  const changed = new Condition()
   const happened = (event: string) => {
     events.push(event)
     changed.notify()
   }
   return {
     events,
-    until: changed.until,
+    until: (test: () => boolean) => changed.until(test),
     arrive: (connection: Effect.Effect<Wire, never, Scope.Scope>) => void arrivals.offer(connection),
     fail: (error: ListenError) => arrivals.fail(error),
     /** The client's end of a connection that is waiting to be accepted. `stall` leaves the proxy's answers pending. */

@@ -2,10 +2,15 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Bytes from "effect/Bytes"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as FiberSet from "effect/FiberSet"
 import * as TestClock from "effect/testing/TestClock"
 import { Command } from "../../src/domain/Frame.ts"
 import * as CtlMessage from "../../src/domain/CtlMessage.ts"
+import * as IoMessage from "../../src/domain/IoMessage.ts"
+import { Session } from "../../src/services/Session.ts"
+import { utf8 } from "../support/Bytes.ts"
 import { ack, type FakeAgent, likeC, refuse, silence } from "../support/FakeHyperstart.ts"
+import * as MemoryWire from "../support/MemoryWire.ts"
 import { execCmd, newContainer, register, running, shimFor } from "../support/Pod.ts"
 import { TestProxy } from "../support/TestProxy.ts"
 
@@ -123,6 +128,46 @@ describe("output", () => {
       const next = yield* shimFor(token)
       yield* next.until(() => next.output() === "not taken")
     }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("that comes for a shim whose connection has just ended, before that is known here, goes to the next", () =>
+    Effect.gen(function* () {
+      const run = yield* FiberSet.makeRuntime()
+      const session = new Session("token", 3, {
+        id: "vm",
+        stdin: () => {},
+        firstOutput: () => {},
+        exited: () => {},
+        signal: () => Effect.void,
+        close: () => {}
+      })
+      const attached = () => {
+        const { a, b } = MemoryWire.pair("shim", "proxy")
+        const shim = { wire: a, run, end: () => {} }
+        session.claim(shim)
+        session.attach(shim)
+        return { shim, reads: b }
+      }
+      const write = (data: string) => {
+        const bytes = IoMessage.encode(3, utf8(data))
+        session.deliver({ sequence: 3, bytes, start: 0, end: bytes.length })
+        session.flush()
+      }
+      const first = attached()
+      first.shim.wire.close(new Error("EPIPE"))
+      write("too late ")
+      write("for the first")
+      assert.strictEqual(session.backlog(), 2 * 12 + "too late for the first".length)
+      session.detach(first.shim)
+      session.release(first.shim)
+      const { reads } = attached()
+      const frames = [yield* reads.pull, yield* reads.pull]
+      assert.deepStrictEqual(
+        frames.map((frame) => text.decode(frame.subarray(12))),
+        ["too late ", "for the first"]
+      )
+      assert.strictEqual(session.backlog(), 0)
+    })
   )
 
   it.effect("for a sequence that nobody has harms nothing", () =>

@@ -2,8 +2,8 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Result from "effect/Result"
-import * as Session from "../../src/services/Session.ts"
-import { type SessionEntry, Sessions, type Told } from "../../src/services/Sessions.ts"
+import { Session } from "../../src/services/Session.ts"
+import { Sessions } from "../../src/services/Sessions.ts"
 import { TokenSource } from "../../src/services/TokenSource.ts"
 
 const layer = Sessions.layer.pipe(
@@ -15,24 +15,27 @@ const layer = Sessions.layer.pipe(
   )
 )
 
-const entry = (token: string): SessionEntry<Told> => ({
-  session: Session.make(token, 3, { stdin: () => {}, firstOutput: () => {}, exited: () => {} }),
-  vm: "vm",
-  signal: () => Effect.void,
-  close: () => {}
-})
+const session = (token: string) =>
+  new Session(token, 3, {
+    id: "vm",
+    stdin: () => {},
+    firstOutput: () => {},
+    exited: () => {},
+    signal: () => Effect.void,
+    close: () => {}
+  })
 
 describe("Sessions", () => {
   it.effect("are found by their tokens, each of which comes from the source", () =>
     Effect.gen(function* () {
       const sessions = yield* Sessions
-      const [a, b] = [entry(sessions.token()), entry(sessions.token())]
-      assert.notStrictEqual(a.session.token, b.session.token)
+      const [a, b] = [session(sessions.token()), session(sessions.token())]
+      assert.notStrictEqual(a.token, b.token)
       sessions.add(a)
       sessions.add(b)
       assert.strictEqual(sessions.size(), 2)
-      assert.strictEqual(Result.getOrThrow(sessions.find(a.session.token)), a)
-      assert.strictEqual(Result.getOrThrow(sessions.find(b.session.token)), b)
+      assert.strictEqual(Result.getOrThrow(sessions.find(a.token)), a)
+      assert.strictEqual(Result.getOrThrow(sessions.find(b.token)), b)
     }).pipe(Effect.provide(layer))
   )
 
@@ -41,8 +44,8 @@ describe("Sessions", () => {
     () =>
       Effect.gen(function* () {
         const sessions = yield* Sessions
-        const it = entry(sessions.token())
-        const { token } = it.session
+        const it = session(sessions.token())
+        const { token } = it
         const unknown = () => Result.getOrThrow(Result.flip(sessions.find(token)))
         assert.strictEqual(unknown().message, "unknown token: secret…")
         sessions.add(it)

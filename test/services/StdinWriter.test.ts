@@ -1,21 +1,31 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as TestClock from "effect/testing/TestClock"
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
+import * as FiberSet from "effect/FiberSet"
 import type { AgentKind } from "../../src/domain/Agent.ts"
 import * as IoMessage from "../../src/domain/IoMessage.ts"
-import * as Condition from "../../src/services/Condition.ts"
-import { AgentRefused, type CtlChannel, type CtlFailure, CtlTimeout, VmLost } from "../../src/services/CtlChannel.ts"
-import * as Session from "../../src/services/Session.ts"
-import { defaults, Settings } from "../../src/services/Settings.ts"
-import * as StdinWriter from "../../src/services/StdinWriter.ts"
+import { Condition } from "../../src/services/Condition.ts"
+import {
+  AgentRefused,
+  CtlChannel,
+  type CtlFailure,
+  type CtlRequest,
+  CtlTimeout,
+  VmLost
+} from "../../src/services/CtlChannel.ts"
+import { Deadlines } from "../../src/services/Deadlines.ts"
+import { Session } from "../../src/services/Session.ts"
+import { defaults } from "../../src/services/Settings.ts"
+import { StdinWriter } from "../../src/services/StdinWriter.ts"
 import { concat, pattern, toText, utf8 } from "../support/Bytes.ts"
 import * as MemoryWire from "../support/MemoryWire.ts"
 import * as Records from "../support/Records.ts"
 
 /** A writer, what it has written, one entry a write, and the pings that it waits for. */
-const make = Effect.fnUntraced(function* (kind: AgentKind) {
+const make = Effect.fnUntraced(function* (kind: AgentKind, debug = false) {
   const { a, b } = MemoryWire.pair("vm.io", "proxy")
-  const changed = Condition.make()
+  const changed = new Condition()
   const writes: Array<Uint8Array> = []
   yield* Effect.forkScoped(
     b.pull.pipe(
@@ -29,34 +39,37 @@ const make = Effect.fnUntraced(function* (kind: AgentKind) {
     { startImmediately: true }
   )
   const pings: Array<(answer: Effect.Effect<Uint8Array, CtlFailure>) => void> = []
-  const ctl: CtlChannel = {
-    kind: () => kind,
-    suspect: () => false,
-    waiting: () => 0,
-    ready: Effect.void,
-    request: ({ command }) =>
-      Effect.callback((resume) => {
+  const run = yield* FiberSet.makeRuntime()
+  class FakeCtl extends CtlChannel {
+    override kind() {
+      return kind
+    }
+    override request({ command }: CtlRequest) {
+      return Effect.callback<Uint8Array, CtlFailure>((resume) => {
         assert.strictEqual(command, "ping")
         pings.push(resume)
         changed.notify()
-      }),
-    run: Effect.never,
-    ended: Effect.never,
-    lose: () => {}
+      })
+    }
   }
-  const writer = yield* StdinWriter.make(a, ctl)
+  const handlers = { event: () => undefined, lost: () => {}, run }
+  const wire = MemoryWire.pair("vm.ctl", "proxy").a
+  const ctl = new FakeCtl(wire, handlers, defaults, yield* Clock.Clock, yield* Deadlines.make)
+  const writer = new StdinWriter(a, ctl, debug, run)
   /** A session whose process has started. */
   const session = (stdio: number) => {
-    const session = Session.make(`token ${stdio}`, stdio, {
+    const session = new Session(`token ${stdio}`, stdio, {
+      id: "vm",
       stdin: (woken) => writer.wake(woken),
       firstOutput: () => {},
-      exited: () => {}
+      exited: () => {},
+      signal: () => Effect.void,
+      close: () => {}
     })
     session.begin({ container: "c", process: undefined, terminal: false, init: true })
     session.written()
     session.settled(true)
     return {
-      ...session,
       /** A batch of its own. */
       feed: (data: Uint8Array) => {
         session.feed(data)
@@ -82,7 +95,8 @@ const make = Effect.fnUntraced(function* (kind: AgentKind) {
           parts.push(write.subarray(at + IoMessage.headerSize, at + IoMessage.lengthAt(write, at)))
     return concat(parts)
   }
-  return { wire: a, agent: b, writes, pings, session, messages, dataOf, until: changed.until }
+  const until = (test: () => boolean) => changed.until(test)
+  return { wire: a, agent: b, writes, pings, session, messages, dataOf, until }
 })
 
 describe("StdinWriter", () => {
@@ -209,11 +223,11 @@ describe("StdinWriter", () => {
       for (const debug of [false, true]) {
         const { layer, records } = Records.make()
         yield* Effect.gen(function* () {
-          const { session } = yield* make("go")
+          const { session } = yield* make("go", debug)
           session(3).feed(utf8("secret"))
           session(3).feed(new Uint8Array(0))
           yield* Effect.yieldNow
-        }).pipe(Effect.scoped, Effect.provide(layer), Effect.provideService(Settings, { ...defaults, debug }))
+        }).pipe(Effect.scoped, Effect.provide(layer))
         assert.deepStrictEqual(
           records.map(({ fields, level, msg }) => [level, fields, msg]),
           debug

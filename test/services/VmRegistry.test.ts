@@ -182,6 +182,20 @@ describe("a VM that is lost", () => {
       }).pipe(Effect.provide(TestProxy.layer()))
     )
 
+  it.effect("by its io channel still gets the answer that comes on the other one in the same moment", () =>
+    Effect.gen(function* () {
+      const { agent, runtime } = yield* register("a")
+      agent.respond = () => silence
+      const destroyed = yield* call(runtime.ask(Command.Hyper, { hyperName: "destroypod" }))
+      yield* agent.until(() => agent.commands.length === 1)
+      agent.close("io")
+      yield* TestClock.adjust("99 millis")
+      agent.ctl(Code.ack)
+      agent.close("ctl")
+      yield* Fiber.join(destroyed)
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
   it.effect("by a message that is none still delivers what came whole before it", () =>
     Effect.gen(function* () {
       const { agent, shim } = yield* running("a")

@@ -8,8 +8,8 @@ import * as Layer from "effect/Layer"
 import * as Result from "effect/Result"
 import * as CtlMessage from "../../src/domain/CtlMessage.ts"
 import * as IoMessage from "../../src/domain/IoMessage.ts"
-import * as Condition from "../../src/services/Condition.ts"
-import { Dialer, WireClosed } from "../../src/services/Wire.ts"
+import { Condition } from "../../src/services/Condition.ts"
+import { Dialer, DialTimeout, WireClosed } from "../../src/services/Wire.ts"
 import * as MemoryWire from "./MemoryWire.ts"
 
 const none = new Uint8Array(0)
@@ -80,13 +80,13 @@ export class FakeHyperstart extends Context.Service<
   FakeHyperstart,
   { readonly boot: (name: string, options?: Boot) => FakeAgent }
 >()("test/FakeHyperstart") {
-  /** Agents by the paths of their sockets; a path without one refuses. A path named `…/black-hole` never answers. */
+  /** Agents by the paths of their sockets; a path without one refuses. A path named `…/black-hole` never accepts. */
   static readonly layer = Layer.effectContext(
     Effect.sync(() => {
       const doors = new Map<string, () => MemoryWire.End>()
 
       const boot = (name: string, options: Boot = {}): FakeAgent => {
-        const changed = Condition.make()
+        const changed = new Condition()
         const hungUp: Array<string> = []
         const wires = {
           ctl: MemoryWire.pair(`${name}.ctl`, "proxy"),
@@ -173,10 +173,10 @@ export class FakeHyperstart extends Context.Service<
       }
 
       const dialer = Dialer.of({
-        dial: (path) =>
+        dial: (path, millis) =>
           Effect.acquireRelease(
-            Effect.suspend(() => {
-              if (path.endsWith("black-hole")) return Effect.never
+            Effect.suspend((): Effect.Effect<MemoryWire.End, DialTimeout | WireClosed> => {
+              if (path.endsWith("black-hole")) return Effect.delay(new DialTimeout({ peer: path }), millis)
               const open = doors.get(path)
               return open === undefined
                 ? Effect.fail(new WireClosed({ peer: path, cause: new Error(`connect ENOENT ${path}`) }))

@@ -26,6 +26,7 @@ export const pair = (peerOfA: string, peerOfB: string): { readonly a: End; reado
   const end = (from: typeof toA, to: typeof toB): End => {
     let stalled = false
     let queued: Array<Uint8Array> = []
+    let refused = 0 // bytes offered after the end
     const waiters = new Set<() => void>()
     const error = () => new WireClosed({ peer: from.peer, ...(closed?.cause !== undefined && { cause: closed.cause }) })
     const wake = () => {
@@ -51,14 +52,14 @@ export const pair = (peerOfA: string, peerOfB: string): { readonly a: End; reado
       }),
       pull: from.mailbox.take,
       offer(chunks) {
-        if (closed !== undefined) return
         // whoever reads owns what it gets, as with a real socket
         for (const chunk of chunks) {
-          if (stalled) queued.push(chunk)
+          if (closed !== undefined) refused += chunk.length
+          else if (stalled) queued.push(chunk)
           else to.mailbox.offer(chunk.slice())
         }
       },
-      pending: () => queued.reduce((total, chunk) => total + chunk.length, 0),
+      pending: () => queued.reduce((total, chunk) => total + chunk.length, refused),
       drained: Effect.callback<void, WireClosed>((resume) => {
         const ask = () => {
           if (closed !== undefined) resume(Effect.fail(error()))

@@ -6,7 +6,7 @@ import * as Net from "node:net"
 import * as Os from "node:os"
 import * as Path from "node:path"
 import * as NodeWire from "../../src/layers/NodeWire.ts"
-import * as Condition from "../../src/services/Condition.ts"
+import { Condition } from "../../src/services/Condition.ts"
 import { Dialer, type Wire } from "../../src/services/Wire.ts"
 import type { Connection, Peer } from "../contract/wireContract.ts"
 
@@ -49,7 +49,7 @@ export interface SocketPeer extends Peer {
 
 /** The one who moves a socket. Reads nothing before `read`. */
 export const makePeer = (socket: Net.Socket): SocketPeer => {
-  const changed = Condition.make()
+  const changed = new Condition()
   const chunks: Array<Buffer> = []
   const reads: Array<number> = []
   let size = 0
@@ -91,7 +91,7 @@ export const makePeer = (socket: Net.Socket): SocketPeer => {
 /** A server that gives out its first client, not read from yet, nor closed by anybody else. */
 export const serve = (path: string) =>
   Effect.gen(function* () {
-    const arrived = Condition.make()
+    const arrived = new Condition()
     let socket: Net.Socket | undefined
     yield* Effect.acquireRelease(
       Effect.callback<Net.Server>((resume) => {
@@ -144,7 +144,7 @@ export const dialled: Effect.Effect<Connection & { readonly peer: SocketPeer }, 
     const path = Path.join(yield* directory, "socket")
     const { accept } = yield* serve(path)
     const { dial } = yield* Dialer
-    const wire: Wire = yield* Effect.orDie(dial(path))
+    const wire: Wire = yield* Effect.orDie(dial(path, 1000))
     const socket = yield* Effect.acquireRelease(accept, (socket) => Effect.sync(() => socket.destroy()))
     return { wire, peer: makePeer(socket) }
   }

@@ -7,7 +7,8 @@ import type * as Scope from "effect/Scope"
 import * as Bytes from "effect/Bytes"
 import * as Frame from "../../src/domain/Frame.ts"
 import * as Client from "../../src/services/Client.ts"
-import * as Condition from "../../src/services/Condition.ts"
+import { Condition } from "../../src/services/Condition.ts"
+import { Deadlines } from "../../src/services/Deadlines.ts"
 import { Hyperstart } from "../../src/services/Hyperstart.ts"
 import { Listener } from "../../src/services/Listener.ts"
 import { Sessions } from "../../src/services/Sessions.ts"
@@ -60,12 +61,12 @@ export class TestProxy extends Context.Service<
   { readonly connect: Effect.Effect<TestClient, never, Scope.Scope> }
 >()("test/TestProxy") {
   static readonly make = Effect.gen(function* () {
-    const services = yield* Effect.context<Listener | Sessions | VmRegistry>()
+    const serve = yield* Client.make
     let count = 0
     const connect = Effect.gen(function* () {
       const { a, b } = MemoryWire.pair(`client ${++count}`, "proxy")
       const received: Array<Received> = []
-      const changed = Condition.make()
+      const changed = new Condition()
       let ended = false
       let asked = 0
       const parser = Frame.makeParser(Frame.fromProxy)
@@ -105,9 +106,8 @@ export class TestProxy extends Context.Service<
       )
       yield* Effect.forkScoped(
         Effect.acquireRelease(Effect.succeed(a), (wire) => Effect.sync(() => wire.close())).pipe(
-          Effect.flatMap(Client.serve),
-          Effect.scoped,
-          Effect.provide(services)
+          Effect.flatMap(serve),
+          Effect.scoped
         ),
         { startImmediately: true }
       )
@@ -176,6 +176,7 @@ export class TestProxy extends Context.Service<
       Layer.provideMerge(VmRegistry.layer),
       Layer.provideMerge(Hyperstart.layer),
       Layer.provideMerge(Sessions.layer),
+      Layer.provideMerge(Deadlines.layer),
       Layer.provideMerge(FakeHyperstart.layer),
       Layer.provide(
         Layer.sync(TokenSource, () => {

@@ -1,0 +1,97 @@
+/**
+ * Deadlines that are set with every command and expire hardly ever. Setting one costs no fiber and no timer of its own: one
+ * fiber sleeps for all that are equally long, which come due in the order in which they were set.
+ */
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as FiberSet from "effect/FiberSet"
+import * as Layer from "effect/Layer"
+import * as Condition from "./Condition.ts"
+
+/** A deadline that has been set. */
+export class Deadline {
+  /** Milliseconds of the clock. */
+  readonly due: number
+  readonly expire: () => void
+  readonly #line: Set<Deadline>
+
+  constructor(line: Set<Deadline>, due: number, expire: () => void) {
+    this.due = due
+    this.expire = expire
+    this.#line = line
+    line.add(this)
+  }
+
+  /** Whatever it was set for has come. Does nothing once it has expired. */
+  cancel(): void {
+    this.#line.delete(this)
+  }
+}
+
+export class Deadlines extends Context.Service<
+  Deadlines,
+  {
+    /** Calls `expire` in `millis` milliseconds, unless it is cancelled before. */
+    readonly set: (millis: number, expire: () => void) => Deadline
+    /** `Condition.until`, for `millis` milliseconds at most. Whether the test holds. */
+    readonly within: (
+      millis: number,
+      test: () => boolean,
+      ...conditions: ReadonlyArray<Condition.Condition>
+    ) => Effect.Effect<boolean>
+  }
+>()("cc-proxy/services/Deadlines") {
+  static readonly make = Effect.gen(function* () {
+    const clock = yield* Clock.Clock
+    const run = yield* FiberSet.makeRuntime()
+    const lines = new Map<number, Set<Deadline>>() // by how long they are
+
+    const serve = Effect.fnUntraced(function* (millis: number, line: Set<Deadline>) {
+      for (;;) {
+        const [next] = line
+        if (next === undefined) break
+        const wait = next.due - clock.currentTimeMillisUnsafe()
+        if (wait > 0) {
+          yield* Effect.sleep(wait)
+        } else {
+          line.delete(next)
+          next.expire()
+        }
+      }
+      lines.delete(millis)
+    })
+
+    const set = (millis: number, expire: () => void) => {
+      const known = lines.get(millis)
+      const line = known ?? new Set()
+      const deadline = new Deadline(line, clock.currentTimeMillisUnsafe() + millis, expire)
+      if (known === undefined) {
+        lines.set(millis, line)
+        run(serve(millis, line))
+      }
+      return deadline
+    }
+
+    const within = (millis: number, test: () => boolean, ...conditions: ReadonlyArray<Condition.Condition>) =>
+      Effect.callback<boolean>((resume) => {
+        if (test()) return resume(Effect.succeed(true))
+        const forget = Condition.once(test, conditions, () => {
+          deadline.cancel()
+          resume(Effect.succeed(true))
+        })
+        const deadline = set(millis, () => {
+          forget()
+          resume(Effect.succeed(false))
+        })
+        return Effect.sync(() => {
+          forget()
+          deadline.cancel()
+        })
+      })
+
+    return Deadlines.of({ set, within })
+  })
+
+  static readonly layer = Layer.effect(Deadlines, Deadlines.make)
+}
