@@ -75,8 +75,12 @@ export const membersAt = (text: string, at: number): Members | undefined => {
     inside,
     empty: ranges.size === 0,
     get: (key) => ranges.get(key) ?? none,
-    like: (key) =>
-      Array.from(ranges).flatMap(([name, found]) => (name.toUpperCase() === key.toUpperCase() ? found : none))
+    like: (key) => {
+      const upper = key.toUpperCase()
+      return Array.from(ranges).flatMap(([name, found]) =>
+        name === key || name.toUpperCase() === upper ? found : none
+      )
+    }
   }
 }
 

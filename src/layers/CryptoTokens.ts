@@ -1,11 +1,25 @@
 /** `TokenSource` over the kernel's random numbers. */
 import * as Layer from "effect/Layer"
-import { randomBytes } from "node:crypto"
+import { randomFillSync } from "node:crypto"
 import { TokenSource } from "../services/TokenSource.ts"
 
 /** Bytes in a token. Source: PROTOCOL.md, "Sessions". */
 const tokenSize = 32
 
-export const layer = Layer.succeed(TokenSource, {
-  next: () => `${randomBytes(tokenSize).toString("base64url")}=` // 32 bytes leave one padding character
+/** Bytes drawn at once: asking for one token's costs as much as asking for all of these. */
+const poolSize = 64 * tokenSize
+
+export const layer = Layer.sync(TokenSource, () => {
+  const pool = Buffer.allocUnsafeSlow(poolSize)
+  let at = poolSize
+  return {
+    next: () => {
+      if (at === poolSize) {
+        randomFillSync(pool)
+        at = 0
+      }
+      const token = pool.subarray(at, (at += tokenSize))
+      return `${token.toString("base64url")}=` // 32 bytes leave one padding character
+    }
+  }
 })

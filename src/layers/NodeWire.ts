@@ -122,7 +122,7 @@ class NodeWire implements Wire {
 
   #close(cause?: unknown) {
     if (this.#closed !== undefined) return
-    this.#closed = new WireClosed({ peer: this.peer, ...(cause !== undefined && { cause }) })
+    this.#closed = new WireClosed({ peer: this.peer, cause })
     this.#mailbox.fail(this.#closed)
     this.#changed.notify()
   }

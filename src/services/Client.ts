@@ -62,6 +62,16 @@ const claimGrace = 100
 
 const internalError: Told = { message: "internal error: the proxy's log tells more" }
 
+/** Logs why a command fails. A bug costs that command, not the client. */
+const refused = (cause: Cause.Cause<Told>): Effect.Effect<never, Told> => {
+  if (Cause.hasDies(cause))
+    return Effect.andThen(Effect.logError("a command failed by a bug", cause), Effect.fail(internalError))
+  const found = Cause.findError(cause)
+  if (Result.isFailure(found)) return Effect.failCause(found.failure) // the client has left
+  const error = found.success
+  return Effect.andThen(Effect.logInfo("command refused", { error: error.message }), Effect.fail(error))
+}
+
 const levels = { debug: "Debug", info: "Info", warn: "Warn", error: "Error" } as const
 
 /** What every client needs, gathered once. */
@@ -286,26 +296,14 @@ class Client implements Shim {
     const slot: Answer = { frames: undefined, after: undefined }
     this.#answers.push(slot)
     this.#underWay += payload.length
-    const executed = this.#execute(opcode, payload, slot).pipe(
-      Effect.catchDefect((defect) =>
-        Effect.andThen(Effect.logError("a command failed by a bug", Cause.die(defect)), Effect.fail(internalError))
-      ),
-      Effect.tapError((error) => Effect.logInfo("command refused", { error: error.message }))
-    )
+    const executed = Effect.catchCause(this.#execute(opcode, payload, slot), refused)
     const name = ClientCommand.commandNames[opcode]
     const traced = this.#around.traced
       ? Effect.withSpan(name, { root: true, kind: "server" }, { captureStackTrace: false })(executed)
       : executed
-    const answer = (reply: Uint8Array, inError: boolean) => {
-      slot.frames = this.#goodbye
-        ? []
-        : [Frame.encode({ type: Frame.FrameType.response, opcode, inError, payload: reply })]
-      this.#underWay -= payload.length
-      this.#answer()
-    }
     const answered = Effect.match(traced, {
-      onSuccess: (reply) => answer(reply, false),
-      onFailure: (error) => answer(json({ msg: error.told ?? error.message }), true)
+      onSuccess: (reply) => this.#done(slot, payload.length, opcode, reply, false),
+      onFailure: (error) => this.#done(slot, payload.length, opcode, json({ msg: error.told ?? error.message }), true)
     })
     // what waits for the agent, a shim or a process must not hold up what comes behind it
     if (opcode === Frame.Command.Hyper || opcode === Frame.Command.Signal) return this.run(answered)
@@ -321,8 +319,10 @@ class Client implements Shim {
     )
   }
 
-  /** Sends the answers that are next in order. */
-  #answer() {
+  /** A command of `size` payload bytes is done: sends the answers that are next in order. */
+  #done(slot: Answer, size: number, opcode: Frame.Command, payload: Uint8Array, inError: boolean) {
+    this.#underWay -= size
+    slot.frames = this.#goodbye ? [] : [Frame.encode({ type: Frame.FrameType.response, opcode, inError, payload })]
     for (let next = this.#answers[0]; next?.frames !== undefined; next = this.#answers[0]) {
       this.#answers.shift()
       if (next.frames.length > 0) this.wire.offer(next.frames)

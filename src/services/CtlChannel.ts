@@ -3,7 +3,6 @@
  * command is in flight at a time, and a reply belongs to the command that was written in that turn.
  */
 import * as Clock from "effect/Clock"
-import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
@@ -42,9 +41,16 @@ export class CtlTimeout extends Schema.TaggedError<CtlTimeout>()("CtlTimeout", {
   }
 }
 
-/** The VM is gone, or speaks no sense; nothing more can be asked of it. */
-export class VmLost extends Data.TaggedError("VmLost")<{ readonly reason: string }> {
-  override get message(): string {
+/** The VM is gone, or speaks no sense; nothing more can be asked of it. Every VM ends with one: see `WireClosed`. */
+export class VmLost {
+  readonly _tag = "VmLost"
+  readonly reason: string
+
+  constructor({ reason }: { readonly reason: string }) {
+    this.reason = reason
+  }
+
+  get message(): string {
     return `VM lost: ${this.reason}`
   }
 }
@@ -225,8 +231,8 @@ export class CtlChannel {
       const chunk = yield* this.#wire.pull
       const parsed = parser.push(chunk, onMessage)
       if (logs.length > 0) for (const log of logs.splice(0)) yield* log
-      if (Result.isFailure(parsed)) return yield* new VmLost({ reason: parsed.failure.message })
-      if (this.#lost !== undefined) return yield* this.#lost
+      if (Result.isFailure(parsed)) return yield* Effect.fail(new VmLost({ reason: parsed.failure.message }))
+      if (this.#lost !== undefined) return yield* Effect.fail(this.#lost)
     }
   }
 

@@ -314,7 +314,7 @@ export class Vm implements Owner, Handlers {
     const onWritten = () => (this.#unnamed ||= !process.process)
     if (session === undefined) return yield* this.#ctl.request({ ...request, onWritten })
     const busy = session.begin(process)
-    if (busy !== undefined) return yield* busy
+    if (busy !== undefined) return yield* Effect.fail(busy)
     const span = yield* Effect.makeSpan("process", {
       parent: this.#around.span,
       attributes: { vm: this.id, container: process.container, command: hyperName, "agent.kind": this.#ctl.kind() }
@@ -346,7 +346,7 @@ export class Vm implements Owner, Handlers {
       yield* Effect.logWarning(error.message)
       return yield* error
     }
-    if (withdrawn()) return yield* failure()
+    if (withdrawn()) return yield* Effect.fail(failure())
     this.#mark(session, "shim connected")
     const asked = this.#ctl.request({
       ...request,
@@ -395,7 +395,7 @@ export class Vm implements Owner, Handlers {
       yield* Effect.logWarning(error.message)
       return yield* error
     }
-    if (session.over !== undefined) return yield* session.over
+    if (session.over !== undefined) return yield* Effect.fail(session.over)
     if (session.status !== undefined) return yield* new SignalRefused({ reason: "the process has already ended" })
   }
 
@@ -499,28 +499,26 @@ export class Vm implements Owner, Handlers {
   }
 }
 
-/** Connects to a VM and takes it over; the scope owns all of it. */
-export const make = Effect.fnUntraced(function* (
-  id: string,
-  sockets: VmSockets
-): Effect.fn.Return<Vm, ConnectFailed, Scope.Scope | Hyperstart | Sessions | Deadlines> {
-  const clock = yield* Clock.Clock
+/** Makes the function that connects to a VM and takes it over; the scope that it is called in owns all of the VM. */
+export const make: Effect.Effect<
+  (id: string, sockets: VmSockets) => Effect.Effect<Vm, ConnectFailed, Scope.Scope>,
+  never,
+  Deadlines | Hyperstart | Sessions
+> = Effect.gen(function* () {
   const hyperstart = yield* Hyperstart
-  const span = yield* Effect.makeSpan("vm", { root: true, attributes: { vm: id } })
-  const vm = new Vm(id, {
-    settings: yield* Settings,
-    sessions: yield* Sessions,
-    deadlines: yield* Deadlines,
-    clock,
-    run: yield* FiberSet.makeRuntime(),
-    span
+  const clock = yield* Clock.Clock
+  const services = { settings: yield* Settings, sessions: yield* Sessions, deadlines: yield* Deadlines, clock }
+  return Effect.fnUntraced(function* (id, sockets) {
+    const run = yield* FiberSet.makeRuntime()
+    const span = yield* Effect.makeSpan("vm", { root: true, attributes: { vm: id } })
+    const vm = new Vm(id, { ...services, run, span })
+    yield* Effect.addFinalizer((exit) =>
+      Effect.sync(() => {
+        vm.end()
+        span.end(clock.currentTimeNanosUnsafe(), exit)
+      })
+    )
+    vm.connected(yield* hyperstart.connect(sockets, vm))
+    return vm
   })
-  yield* Effect.addFinalizer((exit) =>
-    Effect.sync(() => {
-      vm.end()
-      span.end(clock.currentTimeNanosUnsafe(), exit)
-    })
-  )
-  vm.connected(yield* hyperstart.connect(sockets, vm))
-  return vm
 })

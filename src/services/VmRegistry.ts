@@ -13,8 +13,7 @@ import * as Scope from "effect/Scope"
 import type { RegisterVM } from "../domain/ClientCommand.ts"
 import { Condition } from "./Condition.ts"
 import { Deadlines } from "./Deadlines.ts"
-import type { ConnectFailed, Hyperstart } from "./Hyperstart.ts"
-import type { Sessions } from "./Sessions.ts"
+import type { ConnectFailed } from "./Hyperstart.ts"
 import { Settings } from "./Settings.ts"
 import * as Vm from "./Vm.ts"
 
@@ -86,7 +85,7 @@ export class VmRegistry extends Context.Service<
     const settings = yield* Settings
     const clock = yield* Clock.Clock
     const scope = yield* Effect.scope
-    const services = yield* Effect.context<Hyperstart | Sessions | Deadlines>()
+    const makeVm = yield* Vm.make
     const deadlines = yield* Deadlines
     const run = yield* FiberSet.makeRuntime()
     const changed = new Condition()
@@ -146,13 +145,12 @@ export class VmRegistry extends Context.Service<
       if (vms.has(id)) return yield* new AlreadyRegistered({ id })
       vms.set(id, "registering")
       const vmScope = yield* Scope.fork(scope)
-      const vm = yield* Vm.make(id, {
+      const vm = yield* makeVm(id, {
         ctl: command.ctlSerial,
         io: command.ioSerial,
         console: command.console ?? undefined
       }).pipe(
         Scope.provide(vmScope),
-        Effect.provide(services),
         // its records are its own, whoever registered it
         Effect.provideService(References.CurrentLogAnnotations, { vm: id }),
         Effect.onExit((exit) =>

@@ -4,12 +4,23 @@ import * as Data from "effect/Data"
 import type * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 
-/** The peer is gone; `cause` is absent after an orderly close. Every connection ends with one, so it is not a schema's. */
-export class WireClosed extends Data.TaggedError("WireClosed")<{ readonly peer: string; readonly cause?: unknown }> {
-  override get message(): string {
-    return this.cause === undefined
-      ? `${this.peer} closed the connection`
-      : `${this.peer}: ${this.cause instanceof Error ? this.cause.message : "broken"}`
+/**
+ * The peer is gone; `cause` is absent after an orderly close. Every connection ends with one, so it is no `Error`: taking a
+ * stack would cost more than all the rest of a connection's end.
+ */
+export class WireClosed {
+  readonly _tag = "WireClosed"
+  readonly peer: string
+  readonly cause: unknown
+
+  constructor({ cause, peer }: { readonly peer: string; readonly cause?: unknown }) {
+    this.peer = peer
+    this.cause = cause
+  }
+
+  get message(): string {
+    if (this.cause === undefined) return `${this.peer} closed the connection`
+    return `${this.peer}: ${this.cause instanceof Error ? this.cause.message : "broken"}`
   }
 }
 
