@@ -46,8 +46,8 @@ export class CommandRefused extends Schema.TaggedError<CommandRefused>()("Comman
 interface Answer {
   /** Absent until the command is done; empty where nobody may have an answer any more. */
   frames: ReadonlyArray<Uint8Array> | undefined
-  /** What may happen only after the answer has left. */
-  after: (() => void) | undefined
+  /** The session whose output may leave once the answer has. */
+  attaches: Session | undefined
 }
 
 const utf8 = new TextEncoder()
@@ -293,7 +293,7 @@ class Client implements Shim {
     // nobody waits for the answer, but a shim's last word counts
     if (this.#leaving && opcode !== Frame.Command.Signal && opcode !== Frame.Command.DisconnectShim) return
     const payload = Bytes.keep(view)
-    const slot: Answer = { frames: undefined, after: undefined }
+    const slot: Answer = { frames: undefined, attaches: undefined }
     this.#answers.push(slot)
     this.#underWay += payload.length
     const executed = Effect.catchCause(this.#execute(opcode, payload, slot), refused)
@@ -326,7 +326,7 @@ class Client implements Shim {
     for (let next = this.#answers[0]; next?.frames !== undefined; next = this.#answers[0]) {
       this.#answers.shift()
       if (next.frames.length > 0) this.wire.offer(next.frames)
-      next.after?.()
+      next.attaches?.attach(this)
     }
     this.#changed.notify()
   }
@@ -417,7 +417,7 @@ class Client implements Shim {
     this.#turnedAway = false
     const vm = session.owner.id
     yield* this.#accepted("ConnectShim", { vm, token: ClientCommand.redactToken(token) }, { vm })
-    slot.after = () => session.attach(this)
+    slot.attaches = session
     return empty
   }
 
