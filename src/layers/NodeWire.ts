@@ -6,7 +6,7 @@ import * as Fs from "node:fs"
 import * as Net from "node:net"
 import { Condition } from "../services/Condition.ts"
 import { Dialer, DialTimeout, type Wire, WireClosed } from "../services/Wire.ts"
-import * as Mailbox from "./Mailbox.ts"
+import { Mailbox } from "./Mailbox.ts"
 
 /** Largest chunk that is given out, in bytes: what Node reads at once. */
 const maxChunk = 64 * 1024
@@ -20,10 +20,24 @@ const joinBelow = 2048
 /** A socket needs somebody to hear of its error, also before its wire does: an error that nobody hears ends the process. */
 export const heard = (): void => {}
 
+/** Reading stops when a chunk comes that nobody waits for, and starts again with the next wait. */
+class Chunks extends Mailbox<Uint8Array, WireClosed> {
+  readonly #socket: Net.Socket
+
+  constructor(socket: Net.Socket) {
+    super()
+    this.#socket = socket
+  }
+
+  protected override onWait() {
+    if (this.#socket.isPaused() || this.#socket.readableFlowing === null) this.#socket.resume()
+  }
+}
+
 class NodeWire implements Wire {
   readonly peer: string
   readonly #socket: Net.Socket
-  readonly #mailbox: Mailbox.Mailbox<Uint8Array, WireClosed>
+  readonly #mailbox: Chunks
   #closed: WireClosed | undefined
   #offered = 0
   #taken = 0 // by the kernel, as far as Node has told
@@ -33,10 +47,7 @@ class NodeWire implements Wire {
   constructor(socket: Net.Socket, peer: string) {
     this.peer = peer
     this.#socket = socket
-    // reading stops when a chunk comes that nobody waits for, and starts again with the next wait
-    this.#mailbox = Mailbox.make(() => {
-      if (socket.isPaused() || socket.readableFlowing === null) socket.resume()
-    })
+    this.#mailbox = new Chunks(socket)
     socket.on("data", (chunk: Uint8Array) => {
       if (!this.#mailbox.offer(chunk)) socket.pause()
     })

@@ -11,7 +11,7 @@ import * as Net from "node:net"
 import * as Path from "node:path"
 import { Listener, ListenError } from "../services/Listener.ts"
 import { Settings } from "../services/Settings.ts"
-import * as Mailbox from "./Mailbox.ts"
+import { Mailbox } from "./Mailbox.ts"
 import * as NodeWire from "./NodeWire.ts"
 
 /** Longest path of a Unix socket, in bytes: `sun_path` has 108, the last of them zero. Source: unix(7). */
@@ -90,7 +90,7 @@ export const layer = ({ fd, path }: { readonly path: string; readonly fd: number
       let count = 0
 
       const listen = Effect.gen(function* () {
-        const arrivals = Mailbox.make<Net.Socket, ListenError>()
+        const arrivals = new Mailbox<Net.Socket, ListenError>()
         if (fd === undefined) yield* prepare(path)
         yield* Effect.acquireRelease(
           Effect.callback<Net.Server, ListenError>((resume) => {

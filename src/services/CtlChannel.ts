@@ -198,10 +198,10 @@ export class CtlChannel {
   }
 
   /** Reads the channel until it ends. Run it once, in a fiber of its own. */
-  get run(): Effect.Effect<never, VmLost> {
-    return Effect.gen(() => this.#read()).pipe(
-      Effect.catchTag("WireClosed", (closed) => Effect.fail(new VmLost({ reason: `ctl: ${closed.message}` }))),
-      Effect.tapError((reason) => Effect.sync(() => this.lose(reason)))
+  get run(): Effect.Effect<void> {
+    return Effect.catch(
+      Effect.gen(() => this.#read()),
+      (end) => Effect.sync(() => this.lose(end._tag === "VmLost" ? end : new VmLost({ reason: `ctl: ${end.message}` })))
     )
   }
 

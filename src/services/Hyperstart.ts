@@ -79,7 +79,7 @@ export class Hyperstart extends Context.Service<
       if (settings.debug && sockets.console !== undefined && sockets.console !== "")
         yield* Effect.forkScoped(Console.follow(dialer, sockets.console, Duration.toMillis(settings.dialTimeout)))
       const ctl = yield* CtlChannel.make(ctlWire, handlers).pipe(Effect.provideService(Deadlines, deadlines))
-      yield* Effect.forkScoped(Effect.ignore(ctl.run), { startImmediately: true })
+      yield* Effect.forkScoped(ctl.run, { startImmediately: true })
       // nothing comes on io before READY, but its end may
       let booting = true
       const first = yield* Effect.forkScoped(
@@ -95,11 +95,11 @@ export class Hyperstart extends Context.Service<
         return yield* new ConnectFailed({
           reason: `timeout: the VM's agent did not say READY, ${Duration.format(settings.readyTimeout)}`
         })
-      let started = false
+      let early: typeof first | undefined = first
       const pull = Effect.suspend(() => {
-        if (started) return input.pull
-        started = true
-        return Fiber.join(first)
+        const pulled = early
+        early = undefined
+        return pulled === undefined ? input.pull : Fiber.join(pulled)
       })
       return { ctl, input, output: output(pull, settings.debug) }
     })

@@ -116,27 +116,32 @@ export class VmRegistry extends Context.Service<
         ? Effect.fail(new BadTokenCount({ count, limit: settings.maxTokens }))
         : Effect.void
 
+    const ends = (vm: Vm.Vm) => {
+      const remembered = lostIds.get(vm.id)
+      if (remembered?.vm === vm) remembered.vm = undefined // the id is kept, not the VM
+      ended++
+      changed.notify()
+    }
+
     /** The rest of a registered VM's life. */
-    const live = (vm: Vm.Vm, vmScope: Scope.Closeable) =>
-      vm
-        .live(() => {
-          if (vms.get(vm.id) !== vm) return
-          vms.delete(vm.id)
-          rememberLost(vm)
-        })
-        .pipe(
-          Effect.catchDefect((defect) => Effect.logError("a VM failed by a bug", Cause.die(defect))),
-          Effect.ensuring(Scope.close(vmScope, Exit.void)),
+    const live = (vm: Vm.Vm, vmScope: Scope.Closeable) => {
+      const onLost = () => {
+        if (vms.get(vm.id) !== vm) return
+        vms.delete(vm.id)
+        rememberLost(vm)
+      }
+      return Effect.catchDefect(vm.live(onLost), (defect) =>
+        Effect.logError("a VM failed by a bug", Cause.die(defect))
+      ).pipe(
+        Effect.onExit(() =>
           Effect.ensuring(
-            Effect.sync(() => {
-              const remembered = lostIds.get(vm.id)
-              if (remembered?.vm === vm) remembered.vm = undefined // the id is kept, not the VM
-              ended++
-              changed.notify()
-            })
-          ),
-          Effect.provideService(References.CurrentLogAnnotations, { vm: vm.id })
-        )
+            Scope.close(vmScope, Exit.void),
+            Effect.sync(() => ends(vm))
+          )
+        ),
+        Effect.provideService(References.CurrentLogAnnotations, { vm: vm.id })
+      )
+    }
 
     const register = Effect.fnUntraced(function* (command: RegisterVM) {
       const id = command.containerId

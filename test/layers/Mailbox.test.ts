@@ -1,14 +1,26 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import * as Mailbox from "../../src/layers/Mailbox.ts"
+import { Mailbox } from "../../src/layers/Mailbox.ts"
 
 const now = { startImmediately: true } as const
+
+/** A mailbox that calls `wait` whenever a fiber begins to wait. */
+class Watched extends Mailbox<string, never> {
+  readonly #wait: (mailbox: Watched) => void
+  constructor(wait: (mailbox: Watched) => void) {
+    super()
+    this.#wait = wait
+  }
+  protected override onWait() {
+    this.#wait(this)
+  }
+}
 
 describe("Mailbox", () => {
   it.effect("gives out what was offered, in order", () =>
     Effect.gen(function* () {
-      const mailbox = Mailbox.make<number, never>()
+      const mailbox = new Mailbox<number, never>()
       for (const item of [1, 2, 3]) assert.isFalse(mailbox.offer(item))
       assert.deepStrictEqual([yield* mailbox.take, yield* mailbox.take, yield* mailbox.take], [1, 2, 3])
     })
@@ -16,7 +28,7 @@ describe("Mailbox", () => {
 
   it.effect("resumes who waits inside the offer, and tells that somebody waited", () =>
     Effect.gen(function* () {
-      const mailbox = Mailbox.make<string, never>()
+      const mailbox = new Mailbox<string, never>()
       let got = ""
       yield* Effect.forkChild(
         Effect.map(mailbox.take, (item) => void (got = item)),
@@ -31,7 +43,7 @@ describe("Mailbox", () => {
   it.effect("tells whenever somebody begins to wait, but not where there is something to take", () =>
     Effect.gen(function* () {
       let waits = 0
-      const mailbox = Mailbox.make<string, never>(() => void waits++)
+      const mailbox = new Watched(() => void waits++)
       mailbox.offer("a")
       yield* mailbox.take
       assert.strictEqual(waits, 0)
@@ -42,14 +54,14 @@ describe("Mailbox", () => {
 
   it.effect("may be filled by the one that is told", () =>
     Effect.gen(function* () {
-      const mailbox: Mailbox.Mailbox<string, never> = Mailbox.make<string, never>(() => mailbox.offer("on demand"))
+      const mailbox = new Watched((self) => self.offer("on demand"))
       assert.strictEqual(yield* mailbox.take, "on demand")
     })
   )
 
   it.effect("fails once what came before is taken, always with the first failure", () =>
     Effect.gen(function* () {
-      const mailbox = Mailbox.make<string, string>()
+      const mailbox = new Mailbox<string, string>()
       mailbox.offer("a")
       mailbox.fail("first")
       mailbox.fail("second")
@@ -61,7 +73,7 @@ describe("Mailbox", () => {
 
   it.effect("fails who waits", () =>
     Effect.gen(function* () {
-      const mailbox = Mailbox.make<string, string>()
+      const mailbox = new Mailbox<string, string>()
       const waiting = yield* Effect.forkChild(Effect.flip(mailbox.take), now)
       mailbox.fail("over")
       assert.strictEqual(yield* Fiber.join(waiting), "over")
@@ -70,7 +82,7 @@ describe("Mailbox", () => {
 
   it.effect("keeps an item for the next where the one that waited was interrupted", () =>
     Effect.gen(function* () {
-      const mailbox = Mailbox.make<string, string>()
+      const mailbox = new Mailbox<string, string>()
       yield* Fiber.interrupt(yield* Effect.forkChild(mailbox.take, now))
       assert.isFalse(mailbox.offer("a"))
       assert.strictEqual(yield* mailbox.take, "a")
@@ -79,7 +91,7 @@ describe("Mailbox", () => {
 
   it.effect("can be cleared of what nobody has taken", () =>
     Effect.gen(function* () {
-      const mailbox = Mailbox.make<number, string>()
+      const mailbox = new Mailbox<number, string>()
       mailbox.offer(1)
       mailbox.offer(2)
       assert.deepStrictEqual(mailbox.clear(), [1, 2])

@@ -4,7 +4,7 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as Frame from "../../src/domain/Frame.ts"
-import * as Mailbox from "../../src/layers/Mailbox.ts"
+import { Mailbox } from "../../src/layers/Mailbox.ts"
 import { Condition } from "../../src/services/Condition.ts"
 import { Listener, ListenError } from "../../src/services/Listener.ts"
 import * as Proxy from "../../src/services/Proxy.ts"
@@ -19,7 +19,7 @@ const now = { startImmediately: true } as const
 
 /** A socket in memory, and what became of it and of its clients, in order. */
 const makeDoor = () => {
-  const arrivals = Mailbox.make<Effect.Effect<Wire, never, Scope.Scope>, ListenError>()
+  const arrivals = new Mailbox<Effect.Effect<Wire, never, Scope.Scope>, ListenError>()
   const events: Array<string> = []
   const changed = new Condition()
   const happened = (event: string) => {

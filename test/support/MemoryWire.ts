@@ -1,6 +1,6 @@
 /** Two `Wire`s joined in memory: what one offers, the other pulls. A stalled end behaves like a peer that does not read. */
 import * as Effect from "effect/Effect"
-import * as Mailbox from "../../src/layers/Mailbox.ts"
+import { Mailbox } from "../../src/layers/Mailbox.ts"
 import { type Wire, WireClosed } from "../../src/services/Wire.ts"
 
 export interface End extends Wire {
@@ -12,7 +12,7 @@ export interface End extends Wire {
 }
 
 const half = (peer: string) => {
-  const mailbox = Mailbox.make<Uint8Array, WireClosed>()
+  const mailbox = new Mailbox<Uint8Array, WireClosed>()
   return { peer, mailbox }
 }
 
