@@ -18,6 +18,11 @@ export class Mailbox<A, E> {
     })
   })
 
+  /** Whether a fiber is waiting. */
+  awaited(): boolean {
+    return this.#waiter !== undefined
+  }
+
   /** Runs whenever a fiber begins to wait. */
   protected onWait(): void {}
 

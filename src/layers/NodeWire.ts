@@ -8,7 +8,7 @@ import { Condition } from "../services/Condition.ts"
 import { Dialer, DialTimeout, type Wire, WireClosed } from "../services/Wire.ts"
 import { Mailbox } from "./Mailbox.ts"
 
-/** Largest chunk that is given out, in bytes: what Node reads at once. */
+/** Largest chunk that is given out, in bytes: what Node reads at once. Full, where there may be more. */
 const maxChunk = 64 * 1024
 
 /** Most bytes that are taken from the kernel after a write has failed: more than it holds, if its peer is gone. */
@@ -20,19 +20,41 @@ const joinBelow = 2048
 /** A socket needs somebody to hear of its error, also before its wire does: an error that nobody hears ends the process. */
 export const heard = (): void => {}
 
-/** Reading stops when a chunk comes that nobody waits for, and starts again with the next wait. */
+/**
+ * What a socket has given out. Reading stops when a chunk comes that nobody waits for, and starts again with the next wait.
+ *
+ * It rests for a turn of the event loop after each full chunk: libuv would read 32 of them in one turn while there are more,
+ * and all the other sockets would wait until those 2 MiB of one flood are handed on. A chunk that is not full ends its turn.
+ */
 class Chunks extends Mailbox<Uint8Array, WireClosed> {
   readonly #socket: Net.Socket
+  #resting = false
 
   constructor(socket: Net.Socket) {
     super()
     this.#socket = socket
   }
 
+  receive(chunk: Uint8Array) {
+    if (chunk.length === maxChunk) {
+      this.#resting = true
+      this.#socket.pause()
+      setImmediate(rested, this)
+    }
+    if (!this.offer(chunk)) this.#socket.pause()
+  }
+
+  rested() {
+    this.#resting = false
+    if (this.awaited()) this.#socket.resume()
+  }
+
   protected override onWait() {
-    if (this.#socket.isPaused() || this.#socket.readableFlowing === null) this.#socket.resume()
+    if (!this.#resting && (this.#socket.isPaused() || this.#socket.readableFlowing === null)) this.#socket.resume()
   }
 }
+
+const rested = (chunks: Chunks) => chunks.rested()
 
 class NodeWire implements Wire {
   readonly peer: string
@@ -48,9 +70,7 @@ class NodeWire implements Wire {
     this.peer = peer
     this.#socket = socket
     this.#mailbox = new Chunks(socket)
-    socket.on("data", (chunk: Uint8Array) => {
-      if (!this.#mailbox.offer(chunk)) socket.pause()
-    })
+    socket.on("data", (chunk: Uint8Array) => this.#mailbox.receive(chunk))
     const close = () => this.#close()
     socket.on("end", close)
     socket.on("close", close)

@@ -13,6 +13,8 @@ import * as SocketPair from "../support/SocketPair.ts"
 
 const { eventually, openSockets, turn } = SocketPair
 
+const now = { startImmediately: true } as const
+
 /** System calls that wrote something, of this process. */
 const writes = (): number => Number(/^syscw: (\d+)$/m.exec(Fs.readFileSync("/proc/self/io", "utf8"))![1])
 
@@ -118,6 +120,30 @@ describe("a wire over a socket", () => {
       yield* turn
       assert.strictEqual(socket.bytesRead, 0)
       assert.strictEqual(toText(yield* wire.pull), "early")
+    })
+  )
+
+  it.live("reads one full chunk in a turn of the event loop, so that a flood leaves the others their turns", () =>
+    Effect.gen(function* () {
+      const { peer, wire } = yield* SocketPair.accepted
+      const size = 2_000_000
+      peer.write(pattern(size))
+      const seen: Array<number> = []
+      yield* Effect.forkScoped(
+        Effect.gen(function* () {
+          for (;;) seen.push((yield* wire.pull).length)
+        }),
+        now
+      )
+      let read = 0
+      let most = 0
+      while (read < size) {
+        yield* turn
+        const chunks = seen.splice(0)
+        most = Math.max(most, chunks.filter((length) => length === 64 * 1024).length)
+        for (const length of chunks) read += length
+      }
+      assert.strictEqual(most, 1)
     })
   )
 
