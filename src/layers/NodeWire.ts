@@ -56,6 +56,31 @@ class Chunks extends Mailbox<Uint8Array, WireClosed> {
 
 const rested = (chunks: Chunks) => chunks.rested()
 
+/**
+ * Writes at once, past Node's streams, whose bookkeeping costs as much as the system call. Returns how many bytes the kernel
+ * took; 0 also where it failed, which a write by the stream will tell.
+ */
+const writeNow = (socket: Net.Socket, chunks: ReadonlyArray<Uint8Array>): number => {
+  const fd = descriptor(socket)
+  if (fd === undefined) return 0
+  try {
+    return chunks.length === 1 ? Fs.writeSync(fd, chunks[0]!) : Fs.writevSync(fd, chunks)
+  } catch {
+    return 0
+  }
+}
+
+/** What is left of chunks once `taken` bytes of them are gone. */
+const behind = (chunks: ReadonlyArray<Uint8Array>, taken: number): ReadonlyArray<Uint8Array> => {
+  let at = 0
+  let left = taken
+  while (left >= chunks[at]!.length) left -= chunks[at++]!.length
+  return left === 0 ? chunks.slice(at) : [chunks[at]!.subarray(left), ...chunks.slice(at + 1)]
+}
+
+const descriptor = (socket: Net.Socket): number | undefined =>
+  (socket as unknown as { readonly _handle: { readonly fd: number } | null })._handle?.fd
+
 class NodeWire implements Wire {
   readonly peer: string
   readonly #socket: Net.Socket
@@ -64,6 +89,7 @@ class NodeWire implements Wire {
   #offered = 0
   #taken = 0 // by the kernel, as far as Node has told
   #refused = 0 // offered after the end
+  #full = false // the kernel did not take the last write at once
   readonly #changed = new Condition() // closed, or nothing pending
 
   constructor(socket: Net.Socket, peer: string) {
@@ -87,13 +113,24 @@ class NodeWire implements Wire {
 
   offer(chunks: ReadonlyArray<Uint8Array>) {
     const socket = this.#socket
-    if (chunks.length === 1) return this.#write(chunks[0]!)
     let size = 0
     for (const chunk of chunks) size += chunk.length
-    if (size < joinBelow * chunks.length) return this.#write(Buffer.concat(chunks, size))
+    if (this.#closed !== undefined || socket.destroyed || socket.errored !== null) {
+      this.#refused += size
+      return
+    }
+    this.#offered += size
+    let rest = chunks.length > 1 && size < joinBelow * chunks.length ? [Buffer.concat(chunks, size)] : chunks
+    if (!this.#full && size > 0) {
+      const taken = writeNow(socket, rest)
+      this.#taken += taken
+      if (taken === size) return
+      rest = behind(rest, taken)
+    }
     socket.cork()
-    for (const chunk of chunks) this.#write(chunk)
+    for (const chunk of rest) socket.write(chunk, this.#written)
     socket.uncork()
+    this.#full = socket.writableLength > 0
   }
 
   pending() {
@@ -115,16 +152,6 @@ class NodeWire implements Wire {
     return this.#changed.until(() => this.#closed !== undefined)
   }
 
-  #write(chunk: Uint8Array) {
-    const socket = this.#socket
-    if (this.#closed !== undefined || socket.destroyed || socket.errored !== null) {
-      this.#refused += chunk.length
-      return
-    }
-    this.#offered += chunk.length
-    socket.write(chunk, this.#written)
-  }
-
   readonly #written = (error?: Error | null) => {
     if (error) return this.#salvage() // before Node closes the socket; `#close` follows
     const { errored, writableLength } = this.#socket
@@ -137,12 +164,12 @@ class NodeWire implements Wire {
     const socket = this.#socket
     for (let left = socket.readableLength; left > 0; left = socket.readableLength)
       this.#mailbox.offer(socket.read(Math.min(left, maxChunk)) as Uint8Array)
-    const { _handle: handle } = socket as unknown as { readonly _handle: { readonly fd: number } | null }
-    if (handle === null) return
+    const fd = descriptor(socket)
+    if (fd === undefined) return
     try {
       for (let left = maxSalvaged; left > 0; left -= maxChunk) {
         const chunk = new Uint8Array(maxChunk)
-        const size = Fs.readSync(handle.fd, chunk)
+        const size = Fs.readSync(fd, chunk)
         if (size === 0) return
         this.#mailbox.offer(chunk.subarray(0, size))
       }

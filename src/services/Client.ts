@@ -143,7 +143,7 @@ class Client implements Shim {
   /** Reads until the client leaves, or is ended. It reads on while nothing may be handled: a client's end must be seen. */
   get serve(): Effect.Effect<void> {
     return Effect.gen(() => this.#read()).pipe(
-      Effect.catchTag("WireClosed", (closed) => this.#left(closed)),
+      Effect.catch((closed) => this.#left(closed)),
       Effect.ensuring(Effect.suspend(() => this.#release()))
     )
   }

@@ -204,10 +204,10 @@ export class Vm implements Owner, Handlers {
       seen = this.#batches
       yield* this.#around.deadlines.within(lastWords, () => this.#readAll, this.#changed)
     }
-    yield* Fiber.interrupt(reading)
+    if (!this.#readAll) yield* Fiber.interrupt(reading)
     this.#drained = true
     this.#changed.notify()
-    yield* Fiber.awaitAll(finishing)
+    if (finishing.length > 0) yield* Fiber.awaitAll(finishing)
   }
 
   /** Forgets every session: the VM is gone. */

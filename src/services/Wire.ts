@@ -35,8 +35,8 @@ export interface Wire {
   readonly pull: Effect.Effect<Uint8Array, WireClosed>
   /**
    * Hands chunks over, in order; the wire owns them from here on. What the kernel does not take at once stays queued here.
-   * Chunks offered while nothing is pending leave in one write each, if small ones are not joined before. Once
-   * the wire is closed nothing leaves any more, and what is offered stays pending.
+   * What is offered while nothing is pending leaves in one write. Once the wire is closed nothing leaves any more, and what
+   * is offered stays pending.
    */
   readonly offer: (chunks: ReadonlyArray<Uint8Array>) => void
   /** Bytes that the kernel has not taken yet; once the wire is closed, those that it never will. */
