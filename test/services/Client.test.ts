@@ -4,7 +4,9 @@ import * as Fiber from "effect/Fiber"
 import * as TestClock from "effect/testing/TestClock"
 import { Command } from "../../src/domain/Frame.ts"
 import * as CtlMessage from "../../src/domain/CtlMessage.ts"
+import { Sessions } from "../../src/services/Sessions.ts"
 import { ack, FakeHyperstart, refuse, silence } from "../support/FakeHyperstart.ts"
+import * as Records from "../support/Records.ts"
 import { TestProxy } from "../support/TestProxy.ts"
 
 const text = new TextEncoder()
@@ -24,7 +26,32 @@ const registered = Effect.fnUntraced(function* (id: string, numIOStreams = 0) {
   return { agent, runtime, io, tokens: (io.tokens ?? []) as Array<string> }
 })
 
+/** A proxy with a bug: looking for a token throws. */
+const buggy = Effect.map(Sessions, (sessions) => ({
+  ...sessions,
+  find: () => {
+    throw new Error("boom")
+  }
+}))
+
 describe("Client", () => {
+  it.effect("a bug fails the command that meets it, is logged, and leaves the client connected", () => {
+    const log = Records.make()
+    return Effect.gen(function* () {
+      const proxy = yield* Effect.provideServiceEffect(TestProxy.make, Sessions, buggy)
+      const client = yield* proxy.connect
+      assert.strictEqual(
+        yield* client.refused(Command.ConnectShim, { token: "any" }),
+        "internal error: the proxy's log tells more"
+      )
+      assert.deepStrictEqual(
+        log.records.filter(({ level }) => level === "Error").map(({ msg }) => msg),
+        ["a command failed by a bug"]
+      )
+      assert.strictEqual(yield* client.refused(Command.AttachVM, { containerId: "none" }), "unknown containerID: none")
+    }).pipe(Effect.provide(log.layer), Effect.provide(TestProxy.layer()))
+  })
+
   it.effect("tells where shims connect, and as many tokens as were asked for", () =>
     Effect.gen(function* () {
       const none = yield* registered("a")
