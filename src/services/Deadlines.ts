@@ -9,24 +9,41 @@ import * as FiberSet from "effect/FiberSet"
 import * as Layer from "effect/Layer"
 import * as Condition from "./Condition.ts"
 
-/** A deadline that has been set. */
+/** A deadline that has been set, in the line of those that are equally long. */
 export class Deadline {
   /** Milliseconds of the clock. */
   readonly due: number
   readonly expire: () => void
-  readonly #line: Set<Deadline>
+  #line: Line | undefined
+  #before: Deadline | undefined
+  #behind: Deadline | undefined
 
-  constructor(line: Set<Deadline>, due: number, expire: () => void) {
+  constructor(line: Line, due: number, expire: () => void) {
     this.due = due
     this.expire = expire
     this.#line = line
-    line.add(this)
+    this.#before = line.last
+    if (line.last === undefined) line.first = this
+    else line.last.#behind = this
+    line.last = this
   }
 
   /** Whatever it was set for has come. Does nothing once it has expired. */
   cancel(): void {
-    this.#line.delete(this)
+    const line = this.#line
+    if (line === undefined) return
+    if (this.#before === undefined) line.first = this.#behind
+    else this.#before.#behind = this.#behind
+    if (this.#behind === undefined) line.last = this.#before
+    else this.#behind.#before = this.#before
+    this.#line = this.#before = this.#behind = undefined
   }
+}
+
+/** A list of its own: what is added to a `Set` and deleted again leaves garbage that only a full collection frees. */
+interface Line {
+  first: Deadline | undefined
+  last: Deadline | undefined
 }
 
 export class Deadlines extends Context.Service<
@@ -45,17 +62,17 @@ export class Deadlines extends Context.Service<
   static readonly make = Effect.gen(function* () {
     const clock = yield* Clock.Clock
     const run = yield* FiberSet.makeRuntime()
-    const lines = new Map<number, Set<Deadline>>() // by how long they are
+    const lines = new Map<number, Line>() // by how long they are
 
-    const serve = Effect.fnUntraced(function* (millis: number, line: Set<Deadline>) {
+    const serve = Effect.fnUntraced(function* (millis: number, line: Line) {
       for (;;) {
-        const [next] = line
+        const next = line.first
         if (next === undefined) break
         const wait = next.due - clock.currentTimeMillisUnsafe()
         if (wait > 0) {
           yield* Effect.sleep(wait)
         } else {
-          line.delete(next)
+          next.cancel()
           next.expire()
         }
       }
@@ -64,7 +81,7 @@ export class Deadlines extends Context.Service<
 
     const set = (millis: number, expire: () => void) => {
       const known = lines.get(millis)
-      const line = known ?? new Set()
+      const line: Line = known ?? { first: undefined, last: undefined }
       const deadline = new Deadline(line, clock.currentTimeMillisUnsafe() + millis, expire)
       if (known === undefined) {
         lines.set(millis, line)
