@@ -20,8 +20,11 @@ export interface StdinRule {
   readonly full: boolean
 }
 
-/** How long the rest of a large input waits for more, in milliseconds: far longer than a shim takes to write its next frame. */
-export const tailWait = 2
+/**
+ * How long the rest of a large input waits for more, in milliseconds: far longer than a shim takes to write its next frame,
+ * also on a host that has more to do than cores. With 2, every tenth large input on such a host tore a header.
+ */
+export const tailWait = 20
 
 /**
  * C agent: it buffers 512 bytes per process and drops what does not fit; a message over 4,096 bytes crashes it.

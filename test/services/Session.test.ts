@@ -222,7 +222,7 @@ describe("claims", () => {
       shim.leave()
       yield* shimFor(tokens[0])
       yield* runtime.ask(Command.Hyper, newContainer(tokens[0]))
-      yield* TestClock.adjust("2 millis")
+      yield* TestClock.adjust("20 millis")
       yield* agent.until(() => stdinOf(agent, 3).bytes.length === sent.length)
       assert.deepStrictEqual(stdinOf(agent, 3).bytes, sent)
       // the last thing that it sent was for its process
@@ -323,7 +323,7 @@ describe("stdin", () => {
       const { agent, shim } = yield* running("a")
       const sent = pattern(200_000)
       shim.stdin(sent)
-      yield* TestClock.adjust("2 millis")
+      yield* TestClock.adjust("20 millis")
       yield* agent.until(() => stdinOf(agent, 3).bytes.length === sent.length)
       const { bytes, sizes } = stdinOf(agent, 3)
       assert.deepStrictEqual(bytes, sent)
@@ -332,18 +332,18 @@ describe("stdin", () => {
     }).pipe(Effect.provide(TestProxy.layer()))
   )
 
-  it.effect("for a Go agent waits for more where a message would not be full, for 2 ms at most", () =>
+  it.effect("for a Go agent waits for more where a message would not be full, for 20 ms at most", () =>
     Effect.gen(function* () {
       const { agent, runtime, shim } = yield* running("a")
       const frames = Array.from({ length: 4 }, (_, at) => pattern(8192, at))
       for (const frame of frames) {
         shim.stdin(frame)
         yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
-        yield* TestClock.adjust("1 millis")
+        yield* TestClock.adjust("19 millis")
         assert.isTrue(stdinOf(agent, 3).sizes.every((size) => size === 1012))
       }
       assert.strictEqual(stdinOf(agent, 3).bytes.length, 32 * 1012)
-      yield* TestClock.adjust("2 millis")
+      yield* TestClock.adjust("20 millis")
       assert.deepStrictEqual(stdinOf(agent, 3).bytes, Bytes.concat(frames))
       assert.deepStrictEqual(stdinOf(agent, 3).sizes.slice(32), [4 * 8192 - 32 * 1012])
       // what somebody types goes at once
@@ -371,7 +371,7 @@ describe("stdin", () => {
       yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
       assert.deepStrictEqual(agent.stdin, [])
       agent.readAgain()
-      yield* TestClock.adjust("2 millis")
+      yield* TestClock.adjust("20 millis")
       yield* agent.until(() => stdinOf(agent, 3).bytes.length === sent.length)
       assert.deepStrictEqual(stdinOf(agent, 3).bytes, sent)
     }).pipe(Effect.provide(TestProxy.layer()))
@@ -491,7 +491,7 @@ describe("stdin", () => {
       second.stdin(pattern(100_000, 7))
       yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
       agent.readAgain()
-      yield* TestClock.adjust("2 millis")
+      yield* TestClock.adjust("20 millis")
       yield* agent.until(() => agent.stdin.reduce((total, { data }) => total + data.length, 0) === 200_000)
       assert.deepStrictEqual(stdinOf(agent, 3).bytes, pattern(100_000))
       assert.deepStrictEqual(stdinOf(agent, 5).bytes, pattern(100_000, 7))
