@@ -11,6 +11,7 @@ import * as ChildProcess from "effect/process/ChildProcess"
 import { ChildProcessSpawner } from "effect/process/ChildProcessSpawner"
 import * as Path from "node:path"
 import type { Entry, Program } from "./Scenarios.ts"
+import * as StartParts from "./StartParts.ts"
 
 /** The load found something wrong, or what it is about did not start. */
 export class RunFailed extends Schema.TaggedError<RunFailed>()("RunFailed", {
@@ -36,7 +37,7 @@ export interface Setting {
 /**
  * What came of one run. `perSecond`: messages of the payload's size, round trips, commands, lives; `cpuMicros`: CPU time of
  * the program for each of them, in µs; `cores`, `loadCores`: CPU time per second, of the program and of the load.
- * `p50Micros`, `p99Micros`, `maxMicros` in µs; `mbPerSecond`, `residentMB`, `anonymousMB` in 10⁶ bytes.
+ * `p50Micros`, `p99Micros`, `maxMicros`, and the parts of a start, in µs; `mbPerSecond`, `residentMB`, `anonymousMB` in 10⁶ bytes.
  */
 export type Figures = Readonly<Record<string, number>>
 
@@ -94,9 +95,16 @@ const Report = Schema.fromJsonString(
 const decodeReport = Schema.decodeEffect(Report)
 
 /** Runs the generator to its end. */
-const generate = Effect.fn("generate")(function* (label: string, setting: Setting, args: ReadonlyArray<string>) {
+const generate = Effect.fn("generate")(function* (
+  label: string,
+  setting: Setting,
+  args: ReadonlyArray<string>,
+  env: Readonly<Record<string, string>> = {}
+) {
   const spawner = yield* ChildProcessSpawner
-  const text = yield* spawner.string(ChildProcess.make(setting.generator, args, { stdin: "ignore", stderr: "inherit" }))
+  const text = yield* spawner.string(
+    ChildProcess.make(setting.generator, args, { env, extendEnv: true, stdin: "ignore", stderr: "inherit" })
+  )
   const report = yield* decodeReport(text).pipe(
     Effect.mapError(() => new RunFailed({ label, reason: `the load said ${JSON.stringify(text)}` }))
   )
@@ -202,20 +210,34 @@ const atRest = Effect.fn("atRest")(function* (entry: Entry, setting: Setting, vm
   return { ...(yield* memoryOf(pid)), cores: used / Duration.toSeconds(rest) }
 })
 
+/** Starts the program over and over, on a socket it inherits. */
+const start = (entry: Entry, setting: Setting, env?: Readonly<Record<string, string>>) => {
+  const listen = Path.join(setting.directory, `${++sockets}.sock`)
+  const args = ["start", "--socket", listen, ...setting.length.start, "--"]
+  return generate(entry.label, setting, [...args, ...commandOf(entry.program, setting, undefined, "")], env)
+}
+
+const startParts = Effect.fn("startParts")(function* (entry: Entry, setting: Setting) {
+  const fs = yield* FileSystem.FileSystem
+  const file = Path.join(setting.directory, `${++sockets}.marks`)
+  yield* start(entry, setting, { NODE_OPTIONS: `--require=${here("startMarks.cjs")}`, START_MARKS: file })
+  const lines = (yield* fs.readFileString(file)).split("\n").filter(Boolean)
+  const starts = yield* Effect.forEach(lines, (line) => StartParts.decode(line)).pipe(
+    Effect.mapError(() => new RunFailed({ label: entry.label, reason: "a start left out a part" }))
+  )
+  return StartParts.medians(starts)
+})
+
 /** Measures once. The scope owns what was started. */
 export const measure = (entry: Entry, setting: Setting): Measured => {
   const { load } = entry
   switch (load.kind) {
     case "at rest":
       return atRest(entry, setting, load.vms)
-    case "start": {
-      const listen = Path.join(setting.directory, `${++sockets}.sock`)
-      const args = ["start", "--socket", listen, ...setting.length.start, "--"]
-      return Effect.map(
-        generate(entry.label, setting, [...args, ...commandOf(entry.program, setting, undefined, "")]),
-        figuresOf
-      )
-    }
+    case "start":
+      return Effect.map(start(entry, setting), figuresOf)
+    case "start's parts":
+      return startParts(entry, setting)
     case "through":
       return Effect.gen(function* () {
         const { options } = yield* serve(entry, setting)

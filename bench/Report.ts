@@ -2,6 +2,7 @@
 import * as Markdown from "./Markdown.ts"
 import * as Plot from "./Plot.ts"
 import { clientCounts, labels, payloads, sessionCounts, vmCounts } from "./Scenarios.ts"
+import { parts } from "./StartParts.ts"
 import { figure, ratio, spread, told } from "./Statistics.ts"
 
 /** All that was measured for one line of a comparison; `figures` are told in Measure.ts, one value for each run. */
@@ -50,7 +51,7 @@ interface Column {
 /** A table with a line for each of `rows`, without the columns in which nothing was measured. */
 const tableOf = (first: string, rows: ReadonlyArray<string>, columns: ReadonlyArray<Column>) => {
   const filled = columns.filter(({ of }) => rows.some((row) => of(row) !== ""))
-  return rows.length === 0
+  return filled.length === 0
     ? undefined
     : Markdown.table(
         [{ title: first, align: "left" }, ...filled.map(({ title }) => ({ title, align: "right" as const }))],
@@ -175,6 +176,16 @@ const start = (results: Results) => {
   ])
 }
 
+const startParts = (results: Results) => {
+  const { values } = ask(results)
+  const keys: ReadonlyMap<string, string> = new Map(Object.entries(parts).map(([key, title]) => [title, key]))
+  const column = (label: string): Column => ({
+    title: `${label} ms`,
+    of: (row) => cell(values("start", "parts", label, keys.get(row)!), 1e-3)
+  })
+  return tableOf("part", [...keys.keys()], [column(labels.proxy), column(labels.bare)])
+}
+
 const manyCores = (results: Results) => {
   const { scenarios, values } = ask(results)
   const column = (label: string, name: string, title: string): Column => ({
@@ -253,6 +264,7 @@ export const sections = (results: Results): ReadonlyMap<string, string> => {
     "life cycles": perScenario(results, "life cycles", "at a time", (of) => [perSecond(of), ...latency(of), cpu(of)]),
     memory: memory(results),
     start: start(results),
+    "start's parts": startParts(results),
     "many cores": manyCores(results)
   }
   const note =

@@ -10,6 +10,8 @@ export type Load =
   | { readonly kind: "at rest"; readonly vms: number }
   /** The program's start, up to its first answer. */
   | { readonly kind: "start" }
+  /** The parts of that time. */
+  | { readonly kind: "start's parts" }
   /** Two runs of the generator at once, through one daemon or one each. */
   | { readonly kind: "twice"; readonly daemons: 1 | 2; readonly args: ReadonlyArray<string> }
 
@@ -145,6 +147,14 @@ export const all: ReadonlyArray<Scenario> = [
     entries: [
       { label: labels.proxy, program: "cc-proxy", load: { kind: "start" } },
       { label: labels.bare, program: "bare server", load: { kind: "start" } }
+    ]
+  },
+  {
+    group: "start",
+    name: "parts",
+    entries: [
+      { label: labels.proxy, program: "cc-proxy", load: { kind: "start's parts" } },
+      { label: labels.bare, program: "bare server", load: { kind: "start's parts" } }
     ]
   },
   ...(

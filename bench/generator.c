@@ -951,7 +951,7 @@ static void measure_start(void)
 	from = snapshot();
 	for (long i = 0; i < opt.samples; i++) {
 		int listener = listen_at(opt.socket), fd = dial();
-		char question[] = "............{\"containerId\":\"nobody's\"}", answer, pid[16];
+		char question[] = "............{\"containerId\":\"nobody's\"}", answer, number[24];
 		put_frame((uint8_t *)question, COMMAND, UNREGISTER_VM, sizeof question - 1 - HEADER);
 		send_all(fd, question, sizeof question - 1);
 		uint64_t asked = now();
@@ -962,9 +962,11 @@ static void measure_start(void)
 			for (int to = 0; to < 3; to++) dup2(null, to);
 			if (listener != 3) dup2(listener, 3);
 			else fcntl(3, F_SETFD, 0);
-			snprintf(pid, sizeof pid, "%d", getpid());
-			setenv("LISTEN_PID", pid, 1);
+			snprintf(number, sizeof number, "%d", getpid());
+			setenv("LISTEN_PID", number, 1);
 			setenv("LISTEN_FDS", "1", 1);
+			snprintf(number, sizeof number, "%llu", (unsigned long long)asked);
+			setenv("START_FORKED", number, 1); // for startMarks.cjs
 			execv(opt.command[0], opt.command);
 			fail("%s: %m", opt.command[0]);
 		}

@@ -1,6 +1,5 @@
 /** `TokenSource` over the kernel's random numbers. */
 import * as Layer from "effect/Layer"
-import { randomFillSync } from "node:crypto"
 import { TokenSource } from "../services/TokenSource.ts"
 
 /** Bytes in a token. Source: PROTOCOL.md, "Sessions". */
@@ -15,7 +14,8 @@ export const layer = Layer.sync(TokenSource, () => {
   return {
     next: () => {
       if (at === poolSize) {
-        randomFillSync(pool)
+        // loaded here, not before the daemon listens: it takes longer than all of our own code
+        process.getBuiltinModule("node:crypto").randomFillSync(pool)
         at = 0
       }
       const token = pool.subarray(at, (at += tokenSize))

@@ -2,6 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { readFileSync } from "node:fs"
 import * as Report from "../../bench/Report.ts"
 import { labels, plan } from "../../bench/Scenarios.ts"
+import { parts } from "../../bench/StartParts.ts"
 
 const results = (...results: ReadonlyArray<Report.Result>): Report.Results => ({
   date: "2026-01-31",
@@ -71,7 +72,9 @@ describe("the document", () => {
       "residentMB",
       "cores"
     ]
-    const figures = Object.fromEntries([...names, "anonymousMB"].map((name) => [name, [1, 2, 3]]))
+    const figures = Object.fromEntries(
+      [...names, "anonymousMB", ...Object.keys(parts)].map((name) => [name, [1, 2, 3]])
+    )
     const whole = results(
       ...plan({ baseline: false, socat: true }).flatMap(({ entries, group, name }) =>
         entries.map(({ label }) => ({ group, scenario: name, label, figures }))

@@ -34,6 +34,28 @@ const levelsLogged = (args: ReadonlyArray<string>, env: Readonly<Record<string, 
     return probes.map((record) => record.get("level")?.replace("warning", "warn"))
   })
 
+/** What Node has loaded when a daemon that has answered stops: the program's files by name, and modules of Node's own. */
+const loaded = Effect.gen(function* () {
+  const directory = yield* DaemonProcess.temporaryDirectory
+  const [probe, report] = [Path.join(directory, "probe.cjs"), Path.join(directory, "report.json")]
+  Fs.writeFileSync(
+    probe,
+    `process.once("exit", () => {
+      const loaded = { files: Object.keys(require.cache), modules: process.moduleLoadList }
+      require("node:fs").writeFileSync(${JSON.stringify(report)}, JSON.stringify(loaded))
+    })`
+  )
+  const daemon = yield* DaemonProcess.start({ env: { NODE_OPTIONS: `--require=${probe}` } })
+  const client = yield* daemon.connect
+  yield* client.request(Raw.Op.attachVM, { containerId: "nobody's" })
+  assert.deepStrictEqual(yield* daemon.child.stop(), { code: 0, signal: null })
+  const { files, modules } = JSON.parse(Fs.readFileSync(report, "utf8")) as Record<string, Array<string>>
+  return {
+    files: files!.filter((file) => file !== probe).map((file) => Path.basename(file)),
+    modules: modules!.flatMap((module) => /^NativeModule (\w+)$/.exec(module)?.[1] ?? [])
+  }
+})
+
 /** A listening socket at `path` whose owner is this process, until `leave`, after which the path stays as it is. */
 const listener = (path: string) =>
   Effect.acquireRelease(
@@ -93,6 +115,7 @@ describe("flags", () => {
     ["an unknown level", ["-log", "loud"]],
     ["an unknown KSM mode", ["-ksm", "sometimes"]],
     ["a flag without its value", ["-socket-path"]],
+    ["an empty path", ["-socket-path="]],
     ["a wait that is no duration", ["-ctl-timeout", "soon"]],
     ["a wait below zero", ["-ctl-timeout", "-5s"]],
     ["a port that is no number", ["-pprof-port", "http"]]
@@ -145,6 +168,14 @@ describe("flags", () => {
       assert.deepStrictEqual(yield* levelsLogged([], { CC_PROXY_LOG_LEVEL: "debug" }), all)
       assert.deepStrictEqual(yield* levelsLogged(["-log", "error"], { CC_PROXY_LOG_LEVEL: "debug" }), ["error"])
       assert.deepStrictEqual(yield* levelsLogged(["-log", "info"], { CC_PROXY_LOG_LEVEL: "error" }), all.slice(1))
+    })
+  )
+
+  it.live("flags hold where traces are exported, too", () =>
+    Effect.gen(function* () {
+      const traced = { OTEL_SERVICE_NAME: "cc-proxy" }
+      assert.deepStrictEqual(yield* levelsLogged([], traced), ["warn", "error"])
+      assert.deepStrictEqual(yield* levelsLogged(["-v", "info"], traced), all.slice(1))
     })
   )
 
@@ -414,11 +445,21 @@ describe("the executable", () => {
   it.live("says what it needs where there is no Node", () =>
     Effect.gen(function* () {
       const directory = yield* DaemonProcess.temporaryDirectory
-      const alone = Path.join(directory, "cc-proxy")
+      const alone = Path.join(directory, "bin/cc-proxy") // there is no Node beside its directory either
+      Fs.mkdirSync(Path.dirname(alone))
       Fs.copyFileSync(DaemonProcess.binary, alone)
       const { status, stderr } = spawnSync("/bin/sh", [alone, "-version"], { env: { PATH: "/nonexistent" } })
       assert.strictEqual(status, 1)
       assert.match(String(stderr), /^cc-proxy: needs Node \d+\.\d+ or later, and there is no node in the path\n$/)
+    })
+  )
+
+  it.live("loads nothing that it does not need to serve", () =>
+    Effect.gen(function* () {
+      const { files, modules } = yield* loaded
+      assert.deepStrictEqual(files, ["cc-proxy"])
+      assert.include(modules, "net")
+      for (const name of ["crypto", "http", "inspector", "readline", "tls", "zlib"]) assert.notInclude(modules, name)
     })
   )
 
