@@ -49,7 +49,7 @@ describe("Client", () => {
         ["a command failed by a bug"]
       )
       assert.strictEqual(yield* client.refused(Command.AttachVM, { containerId: "none" }), "unknown containerID: none")
-    }).pipe(Effect.provide(log.layer), Effect.provide(TestProxy.layer()))
+    }).pipe(Effect.provide([log.layer, TestProxy.layer()]))
   })
 
   it.effect("tells where shims connect, and as many tokens as were asked for", () =>
