@@ -96,15 +96,12 @@ class NodeWire implements Wire {
     this.peer = peer
     this.#socket = socket
     this.#mailbox = new Chunks(socket)
-    socket.on("data", (chunk: Uint8Array) => this.#mailbox.receive(chunk))
-    const close = () => this.#close()
-    socket.on("end", close)
-    socket.on("close", close)
-    socket.on("error", (cause) => {
-      this.#salvage()
-      this.#close(cause)
-    })
-    if (socket.destroyed) this.#close()
+    ;(socket as Wired)[wire] = this
+    socket.on("data", onData)
+    socket.on("end", onEnd)
+    socket.on("close", onEnd)
+    socket.on("error", onError)
+    if (socket.destroyed) this.close()
   }
 
   get pull() {
@@ -127,8 +124,9 @@ class NodeWire implements Wire {
       if (taken === size) return
       rest = behind(rest, taken)
     }
+    const written = (error?: Error | null) => this.#written(error)
     socket.cork()
-    for (const chunk of rest) socket.write(chunk, this.#written)
+    for (const chunk of rest) socket.write(chunk, written)
     socket.uncork()
     this.#full = socket.writableLength > 0
   }
@@ -152,8 +150,8 @@ class NodeWire implements Wire {
     return this.#changed.until(() => this.#closed !== undefined)
   }
 
-  readonly #written = (error?: Error | null) => {
-    if (error) return this.#salvage() // before Node closes the socket; `#close` follows
+  #written(error: Error | null | undefined) {
+    if (error) return this.#salvage() // before Node closes the socket; `close` follows
     const { errored, writableLength } = this.#socket
     if (errored === null) this.#taken = this.#offered - writableLength
     if (writableLength === 0) this.#changed.notify()
@@ -178,12 +176,37 @@ class NodeWire implements Wire {
     }
   }
 
-  #close(cause?: unknown) {
+  receive(chunk: Uint8Array) {
+    this.#mailbox.receive(chunk)
+  }
+
+  fail(cause: unknown) {
+    this.#salvage()
+    this.close(cause)
+  }
+
+  close(cause?: unknown) {
     if (this.#closed !== undefined) return
     this.#closed = new WireClosed({ peer: this.peer, cause })
     this.#mailbox.fail(this.#closed)
     this.#changed.notify()
   }
+}
+
+// listeners for all sockets: closures for each would be a good part of what a connection at rest costs
+const wire = Symbol("wire")
+type Wired = Net.Socket & { [wire]: NodeWire }
+
+function onData(this: Net.Socket, chunk: Uint8Array) {
+  ;(this as Wired)[wire].receive(chunk)
+}
+
+function onEnd(this: Net.Socket) {
+  ;(this as Wired)[wire].close()
+}
+
+function onError(this: Net.Socket, cause: Error) {
+  ;(this as Wired)[wire].fail(cause)
 }
 
 /** A `Wire` over a connected socket that nobody reads yet. The caller owns the socket. */

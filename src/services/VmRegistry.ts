@@ -130,15 +130,15 @@ export class VmRegistry extends Context.Service<
         vms.delete(vm.id)
         rememberLost(vm)
       }
-      return Effect.catchDefect(vm.live(onLost), (defect) =>
-        Effect.logError("a VM failed by a bug", Cause.die(defect))
-      ).pipe(
-        Effect.onExit(() =>
-          Effect.ensuring(
+      return vm.live(onLost).pipe(
+        Effect.onExit((exit) => {
+          const closed = Effect.ensuring(
             Scope.close(vmScope, Exit.void),
             Effect.sync(() => ends(vm))
           )
-        ),
+          if (Exit.isSuccess(exit) || !Cause.hasDies(exit.cause)) return closed
+          return Effect.andThen(Effect.logError("a VM failed by a bug", exit.cause), closed)
+        }),
         Effect.provideService(References.CurrentLogAnnotations, { vm: vm.id })
       )
     }
