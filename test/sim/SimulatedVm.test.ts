@@ -403,7 +403,7 @@ describe("SimulatedVm, signals and terminals", { timeout: 30_000 }, () => {
   it.live("sends a signal to the init process only, or to everything in the container", () =>
     Effect.gen(function* () {
       const { ctl, io } = yield* connected()
-      const script = (name: string) => `trap 'echo ${name} got it' TERM; echo ready; while :; do read line; done`
+      const script = (name: string) => `trap 'echo ${name} got it' TERM; echo ready; while :; do sleep 0.02; done`
       yield* ctl.ack(Code.newcontainer, { id: "c1", process: shell(3, script("init")) })
       yield* io.text(3, "ready\n")
       yield* ctl.ack(Code.execcmd, { container: "c1", process: shell(5, "echo ready; exec sleep 1000") })
@@ -440,7 +440,8 @@ describe("SimulatedVm, signals and terminals", { timeout: 30_000 }, () => {
     Effect.gen(function* () {
       const { ctl, io, vm } = yield* connected()
       const kill = (signal: number) => ctl.ack(Code.killcontainer, { container: "c1", signal })
-      const script = "trap 'echo interrupted' INT; echo $$; while :; do read line; done"
+      // a signal that comes just before the shell's `read` would be told only after it
+      const script = "trap 'echo interrupted' INT; echo $$; while :; do sleep 0.02; done"
       yield* ctl.ack(Code.newcontainer, { id: "c1", process: shell(3, script, { terminal: true }) })
       const pid = Number(yield* io.text(3, "\n"))
       assert.deepStrictEqual(vm.containers()[0]!.pids, [pid])
