@@ -201,10 +201,10 @@ class Client implements Shim {
     return Effect.andThen(Effect.ignore(drained), released)
   }
 
-  #end(log: Effect.Effect<void> = Effect.void) {
+  #end(log?: Effect.Effect<void>) {
     if (this.#ended) return
     this.#ended = true
-    this.#fork(log)
+    if (log !== undefined) this.#fork(log)
     this.#self.interruptUnsafe()
   }
 
@@ -258,11 +258,17 @@ class Client implements Shim {
     if (this.#stalled) return
     this.#stalled = true
     const session = this.#session
-    const room = until(() => this.#room(), this.#changed, ...(session === undefined ? [] : [session.changed]))
-    const drained = Effect.ignore(this.wire.drained) // a wire that breaks is seen by whoever reads
+    const slow = () => this.wire.pending() > this.#around.settings.outboxLimit
+    const drains = slow() // else what is waited for may come while the client falls behind: then for its wire, next
+    const room = until(
+      () => this.#room() || (!drains && slow()),
+      this.#changed,
+      ...(session === undefined ? [] : [session.changed])
+    )
+    const drained = Effect.catch(this.wire.drained, () => Effect.never) // a wire that breaks is seen by whoever reads
     this.run(
       Effect.andThen(
-        this.wire.pending() > this.#around.settings.outboxLimit ? Effect.raceFirst(room, drained) : room,
+        drains ? Effect.raceFirst(room, drained) : room,
         Effect.sync(() => {
           this.#stalled = false
           this.#handle()

@@ -52,6 +52,24 @@ describe("Client", () => {
     }).pipe(Effect.provide([log.layer, TestProxy.layer()]))
   })
 
+  it.effect(
+    "goes on with what waited for earlier commands, and then for a client that did not read their answers",
+    () =>
+      Effect.gen(function* () {
+        const { agent, runtime } = yield* registered("a")
+        agent.respond = () => silence
+        runtime.stopReading()
+        for (let at = 0; at < 4; at++) runtime.send(Command.Hyper, { hyperName: "readfile" })
+        for (const answered of [1, 2]) {
+          yield* agent.until(() => agent.commands.length === answered)
+          agent.ctl(CtlMessage.Code.ack, new Uint8Array(300))
+        }
+        assert.strictEqual(agent.commands.length, 2)
+        runtime.readAgain()
+        yield* agent.until(() => agent.commands.length === 3)
+      }).pipe(Effect.provide(TestProxy.layer({ maxPipelined: 2, outboxLimit: 100 })))
+  )
+
   it.effect("tells where shims connect, and as many tokens as were asked for", () =>
     Effect.gen(function* () {
       const none = yield* registered("a")
