@@ -62,9 +62,12 @@ const utf8 = new TextDecoder()
 const toUtf8 = new TextEncoder()
 const decode = Schema.decodeUnknownResult(ProcessEvent)
 
+/** Largest event that is read, in bytes: two names and a number. A guest must not keep the daemon busy with more. */
+const maxEvent = 64 * 1024
+
 /** Reads a ctl event 23; `undefined` where it is not one. */
 export const decodeProcessEvent = (payload: Uint8Array): ProcessEvent | undefined =>
-  Result.getOrUndefined(decode(utf8.decode(payload)))
+  payload.length > maxEvent ? undefined : Result.getOrUndefined(decode(utf8.decode(payload)))
 
 /** What an agent calls a process that was started without an id. */
 export const unnamedProcess = "(null)"

@@ -75,14 +75,13 @@ export const membersAt = (text: string, at: number): Members | undefined => {
     inside,
     empty: ranges.size === 0,
     get: (key) => ranges.get(key) ?? none,
-    like: (key) => {
-      const upper = key.toUpperCase()
-      return Array.from(ranges).flatMap(([name, found]) =>
-        name === key || name.toUpperCase() === upper ? found : none
-      )
-    }
+    like: (key) => Array.from(ranges).flatMap(([name, found]) => (name === key || folded(name) === key ? found : none))
   }
 }
+
+/** A key in the case that Go takes it for: a long s counts as an s. Here its two bytes are a character each. */
+const folded = (key: string): string =>
+  key.replaceAll(/\u017f|\u00c5\u00bf/g, "s").replaceAll(/[A-Z]/g, (letter) => letter.toLowerCase())
 
 /** Replaces `[start, end)` by ASCII `text`; an insertion where they are equal. */
 export interface Edit extends Range {

@@ -17,6 +17,9 @@ const maxSalvaged = 4 * 1024 * 1024
 /** Chunks below this average size, in bytes, are joined before they are written: a vector of small ones costs more than a copy. */
 const joinBelow = 2048
 
+/** Milliseconds until a peer that accepts nobody for now is dialled again. */
+const redialAfter = 20
+
 /** A socket needs somebody to hear of its error, also before its wire does: an error that nobody hears ends the process. */
 export const heard = (): void => {}
 
@@ -78,7 +81,8 @@ const behind = (chunks: ReadonlyArray<Uint8Array>, taken: number): ReadonlyArray
   return left === 0 ? chunks.slice(at) : [chunks[at]!.subarray(left), ...chunks.slice(at + 1)]
 }
 
-const descriptor = (socket: Net.Socket): number | undefined =>
+/** A socket's file descriptor; `undefined` once it is closed. */
+export const descriptor = (socket: Net.Socket): number | undefined =>
   (socket as unknown as { readonly _handle: { readonly fd: number } | null })._handle?.fd
 
 class NodeWire implements Wire {
@@ -131,6 +135,10 @@ class NodeWire implements Wire {
     this.#full = socket.writableLength > 0
   }
 
+  offered() {
+    return this.#offered + this.#refused
+  }
+
   pending() {
     const socket = this.#socket
     // Node's own count drops to 0 with the first write that fails, a turn before the error is told
@@ -160,6 +168,7 @@ class NodeWire implements Wire {
   /** Takes what came before an error, which Node would throw away: what it has read ahead, and what the kernel holds. */
   #salvage() {
     const socket = this.#socket
+    socket.removeListener("data", onData) // what `read` returns, it emits as well
     for (let left = socket.readableLength; left > 0; left = socket.readableLength)
       this.#mailbox.offer(socket.read(Math.min(left, maxChunk)) as Uint8Array)
     const fd = descriptor(socket)
@@ -242,25 +251,37 @@ export const layerDialer = Layer.succeed(Dialer, {
     Effect.map(
       Effect.acquireRelease(
         Effect.callback<Net.Socket, DialTimeout | WireClosed>((resume) => {
-          const socket = Net.connect({ path })
+          let socket: Net.Socket
+          let again: NodeJS.Timeout | undefined
+          const stop = () => {
+            clearTimeout(timer)
+            clearTimeout(again)
+          }
           const timer = setTimeout(() => {
+            stop()
             socket.destroy()
             resume(Effect.fail(new DialTimeout({ peer: path })))
           }, millis)
-          const failed = (cause: unknown) => {
-            clearTimeout(timer)
+          const failed = (cause: NodeJS.ErrnoException) => {
+            // as many wait to be accepted as may: a socket that does not block is not put in line
+            if (cause.code === "EAGAIN") return void (again = setTimeout(connect, redialAfter))
+            stop()
             resume(Effect.fail(new WireClosed({ peer: path, cause })))
           }
-          socket.once("error", failed)
-          socket.once("connect", () => {
-            clearTimeout(timer)
-            socket.on("error", heard)
-            socket.removeListener("error", failed)
-            socket.pause()
-            resume(Effect.succeed(socket))
-          })
+          const connect = () => {
+            socket = Net.connect({ path })
+            socket.once("error", failed)
+            socket.once("connect", () => {
+              stop()
+              socket.on("error", heard)
+              socket.removeListener("error", failed)
+              socket.pause()
+              resume(Effect.succeed(socket))
+            })
+          }
+          connect()
           return Effect.sync(() => {
-            clearTimeout(timer)
+            stop()
             socket.destroy()
           })
         }),

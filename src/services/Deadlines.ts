@@ -9,9 +9,12 @@ import * as FiberSet from "effect/FiberSet"
 import * as Layer from "effect/Layer"
 import * as Condition from "./Condition.ts"
 
+/** Milliseconds of a clock that nobody sets: since some moment, of which only differences tell anything. */
+export const elapsedMillis = (clock: Clock.Clock): number => Number(clock.monotonicTimeNanosUnsafe() / 1_000_000n)
+
 /** A deadline that has been set, in the line of those that are equally long. */
 export class Deadline {
-  /** Milliseconds of the clock. */
+  /** Of `elapsedMillis`. */
   readonly due: number
   readonly expire: () => void
   #line: Line | undefined
@@ -68,7 +71,7 @@ export class Deadlines extends Context.Service<
       for (;;) {
         const next = line.first
         if (next === undefined) break
-        const wait = next.due - clock.currentTimeMillisUnsafe()
+        const wait = next.due - elapsedMillis(clock)
         if (wait > 0) {
           yield* Effect.sleep(wait)
         } else {
@@ -82,7 +85,7 @@ export class Deadlines extends Context.Service<
     const set = (millis: number, expire: () => void) => {
       const known = lines.get(millis)
       const line: Line = known ?? { first: undefined, last: undefined }
-      const deadline = new Deadline(line, clock.currentTimeMillisUnsafe() + millis, expire)
+      const deadline = new Deadline(line, elapsedMillis(clock) + millis, expire)
       if (known === undefined) {
         lines.set(millis, line)
         run(serve(millis, line))

@@ -39,6 +39,8 @@ export interface Wire {
    * is offered stays pending.
    */
   readonly offer: (chunks: ReadonlyArray<Uint8Array>) => void
+  /** Bytes offered in all. Those before `offered() - pending()` the kernel has taken. */
+  readonly offered: () => number
   /** Bytes that the kernel has not taken yet; once the wire is closed, those that it never will. */
   readonly pending: () => number
   /** Waits until nothing is pending. Any number of callers. */

@@ -77,6 +77,12 @@ describe("Agent", () => {
         assert.isUndefined(decode(payload), payload)
       assert.isUndefined(Agent.decodeProcessEvent(fromHex("ff fe 00")))
     })
+
+    it("is undefined for more than 64 KiB, whatever it says, and reads as much", () => {
+      const event = '{"container":"c1","process":"e1","event":"finished","status":9}'
+      assert.strictEqual(decode(event.padEnd(64 * 1024))?.status, 9)
+      assert.isUndefined(decode(event.padEnd(64 * 1024 + 1)))
+    })
   })
 
   describe("writes", () => {

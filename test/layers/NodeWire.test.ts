@@ -3,7 +3,9 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
+import { spawn } from "node:child_process"
 import * as Fs from "node:fs"
+import * as Net from "node:net"
 import * as Path from "node:path"
 import * as NodeWire from "../../src/layers/NodeWire.ts"
 import { Dialer } from "../../src/services/Wire.ts"
@@ -275,8 +277,73 @@ describe("the end of an accepted connection", () => {
 })
 
 describe("dialling", () => {
-  const dial = (path: string) =>
-    Effect.flatMap(Dialer, ({ dial }) => dial(path, 1000)).pipe(Effect.provide(NodeWire.layerDialer))
+  const dial = (path: string, millis = 1000) =>
+    Effect.flatMap(Dialer, ({ dial }) => dial(path, millis)).pipe(Effect.provide(NodeWire.layerDialer))
+
+  /** Connects until no more may wait to be accepted, without letting anybody accept. */
+  const fill = (path: string) =>
+    Effect.acquireRelease(
+      Effect.sync(() =>
+        Array.from({ length: 3 }, () => {
+          const socket = Net.connect({ path })
+          socket.on("error", NodeWire.heard)
+          return socket
+        })
+      ),
+      (sockets) => Effect.sync(() => sockets.forEach((socket) => socket.destroy()))
+    )
+
+  it.live("waits for a peer with whom as many wait already as may", () =>
+    Effect.gen(function* () {
+      const path = Path.join(yield* SocketPair.directory, "socket")
+      const accepted: Array<Net.Socket> = []
+      const server = yield* Effect.acquireRelease(
+        Effect.callback<Net.Server>((resume) => {
+          const server = Net.createServer((socket) => void accepted.push(socket))
+          server.listen({ path, backlog: 1 }, () => resume(Effect.succeed(server)))
+        }),
+        (server) => Effect.sync(() => server.close())
+      )
+      const [first, second, third] = yield* fill(path)
+      const wire = yield* dial(path, long) // which accepts while it waits
+      assert.deepStrictEqual(
+        [first!, second!, third!].map(({ destroyed }) => destroyed),
+        [false, false, true] // there was no room for it
+      )
+      assert.strictEqual(accepted.length, 3)
+      accepted.at(-1)!.end("hello")
+      assert.strictEqual(toText(yield* wire.pull), "hello")
+      for (const socket of accepted) socket.destroy()
+      assert.isTrue(server.listening)
+    })
+  )
+
+  it.live("gives up on a peer that accepts nobody in time, and leaves no descriptor", () =>
+    Effect.gen(function* () {
+      const path = Path.join(yield* SocketPair.directory, "socket")
+      const deaf = `const { createServer } = require("node:net")
+        createServer().listen({ path: ${JSON.stringify(path)}, backlog: 1 }, () => {
+          require("node:fs").writeSync(1, "listening")
+          Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0)
+        })`
+      yield* Effect.acquireRelease(
+        Effect.callback<{ readonly kill: () => void }>((resume) => {
+          const child = spawn(process.execPath, ["-e", deaf], { stdio: ["ignore", "pipe", "inherit"] })
+          child.stdout.once("data", () => resume(Effect.succeed({ kill: () => child.kill("SIGKILL") })))
+        }),
+        ({ kill }) => Effect.sync(kill)
+      )
+      yield* fill(path)
+      yield* turn
+      const before = openSockets()
+      const error = yield* Effect.flip(dial(path, 100))
+      assert.strictEqual(error.message, `${path} does not accept connections`)
+      const dialling = yield* Effect.forkChild(Effect.scoped(dial(path, long)), now)
+      yield* turn
+      yield* Fiber.interrupt(dialling)
+      yield* eventually(() => openSockets() === before)
+    })
+  )
 
   it.live("fails with the cause, and leaves no descriptor, where nobody listens", () =>
     Effect.gen(function* () {

@@ -37,6 +37,29 @@ const make = Effect.gen(function* () {
 })
 
 describe("Deadlines", () => {
+  for (const step of [-3_600_000, 3_600_000])
+    it.effect(`expire in their time where somebody sets the clock ${step < 0 ? "back" : "forward"}`, () =>
+      Effect.gen(function* () {
+        const clock = yield* Clock.Clock
+        let set = 0
+        const wall: Clock.Clock = Object.assign(Object.create(clock), {
+          currentTimeMillisUnsafe: () => clock.currentTimeMillisUnsafe() + set
+        })
+        const deadlines = yield* Deadlines.make.pipe(Effect.provideService(Clock.Clock, wall))
+        const expired: Array<string> = []
+        deadlines.set(1000, () => void expired.push("first"))
+        yield* TestClock.adjust("600 millis")
+        deadlines.set(1000, () => void expired.push("second"))
+        set = step
+        yield* TestClock.adjust("400 millis")
+        assert.deepStrictEqual(expired, ["first"])
+        yield* TestClock.adjust("599 millis")
+        assert.deepStrictEqual(expired, ["first"])
+        yield* TestClock.adjust("1 millis")
+        assert.deepStrictEqual(expired, ["first", "second"])
+      })
+    )
+
   it.effect("expire once, when they are due", () =>
     Effect.gen(function* () {
       const { expired, set } = yield* make

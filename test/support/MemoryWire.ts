@@ -26,6 +26,7 @@ export const pair = (peerOfA: string, peerOfB: string): { readonly a: End; reado
   const end = (from: typeof toA, to: typeof toB): End => {
     let stalled = false
     let queued: Array<Uint8Array> = []
+    let offered = 0
     let refused = 0 // bytes offered after the end
     const waiters = new Set<() => void>()
     const error = () => new WireClosed({ peer: from.peer, ...(closed?.cause !== undefined && { cause: closed.cause }) })
@@ -54,11 +55,13 @@ export const pair = (peerOfA: string, peerOfB: string): { readonly a: End; reado
       offer(chunks) {
         // whoever reads owns what it gets, as with a real socket
         for (const chunk of chunks) {
+          offered += chunk.length
           if (closed !== undefined) refused += chunk.length
           else if (stalled) queued.push(chunk)
           else to.mailbox.offer(chunk.slice())
         }
       },
+      offered: () => offered,
       pending: () => queued.reduce((total, chunk) => total + chunk.length, refused),
       drained: Effect.callback<void, WireClosed>((resume) => {
         const ask = () => {
