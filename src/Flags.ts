@@ -2,6 +2,7 @@
 import * as Duration from "effect/Duration"
 import * as Option from "effect/Option"
 import type * as Result from "effect/Result"
+import * as ByteSize from "./domain/ByteSize.ts"
 import * as GoArgs from "./domain/GoArgs.ts"
 import * as GoDuration from "./domain/GoDuration.ts"
 import * as LogLevel from "./domain/LogLevel.ts"
@@ -43,7 +44,31 @@ const duration = (name: string, description: string, standard: Duration.Duration
   standard
 })
 
-const text = (name: string, description: string, metavar: string, standard: string): Flag<string> => ({
+/** A size of at least `least` bytes. */
+const size = (name: string, description: string, standard: number, least = 1): Flag<number> => ({
+  name,
+  description: `${description} (default ${ByteSize.format(standard)})`,
+  metavar: "SIZE",
+  expected: `a size such as 262144, 512KiB or 1GiB, at least ${ByteSize.format(least)}`,
+  parse: (text) => Option.filter(ByteSize.parse(text), (bytes) => bytes >= least),
+  standard
+})
+
+const count = (name: string, description: string, standard: number): Flag<number> => ({
+  name,
+  description: `${description} (default ${standard})`,
+  metavar: "N",
+  expected: "a number above 0",
+  parse: (text) => (/^\d{1,15}$/.test(text) && Number(text) > 0 ? Option.some(Number(text)) : Option.none()),
+  standard
+})
+
+const text = <A extends string | undefined>(
+  name: string,
+  description: string,
+  metavar: string,
+  standard: A
+): Flag<string | A> => ({
   name,
   description,
   metavar,
@@ -98,6 +123,9 @@ const pprofPort: Flag<number> = {
   standard: 6060
 }
 
+/** Least bytes in memory for one direction of a process: a read's worth. */
+const leastBuffer = 64 * 1024
+
 /** In the order of the usage. */
 export const flags = {
   log,
@@ -111,6 +139,38 @@ export const flags = {
   processTimeout: duration("process-timeout", "longest wait of a signal for its process", defaults.processTimeout),
   frameTimeout: duration("frame-timeout", "longest silence inside a client's frame", defaults.frameTimeout),
   stopTimeout: duration("stop-timeout", "longest clean stop", defaults.stopTimeout),
+  orphanTimeout: duration(
+    "orphan-timeout",
+    "how long a process that has ended waits for its shim",
+    defaults.orphanTimeout
+  ),
+  maxConnections: count("max-connections", "most clients at once", defaults.maxConnections),
+  maxVms: count("max-vms", "most VMs at once", defaults.maxVms),
+  maxTokens: count("max-tokens", "most tokens of one command", defaults.maxTokens),
+  maxVmTokens: count("max-vm-tokens", "most tokens of one VM at once", defaults.maxVmTokens),
+  maxHyper: size("max-hyper", "largest payload of a Hyper command", defaults.maxHyper),
+  maxCommand: size("max-command", "largest payload of another command, or of a log entry", defaults.maxCommand),
+  maxStdin: size("max-stdin", "largest payload of a stdin frame", defaults.maxStdin),
+  maxCtlCommand: size("max-ctl-command", "largest command to an agent", defaults.maxCtlCommand),
+  maxCtlReply: size("max-ctl-reply", "largest reply of an agent", defaults.maxCtlReply),
+  maxIoMessage: size("max-io-message", "largest message of an agent on io", defaults.maxIoMessage),
+  logRate: count("log-rate", "log entries of one client a second, after as many at once", defaults.logRate),
+  outboxLimit: size(
+    "outbox",
+    "output of a process that waits in memory for its shim",
+    defaults.outboxLimit,
+    leastBuffer
+  ),
+  stdinLimit: size("stdin-buffer", "stdin that waits in memory for its process", defaults.stdinLimit, leastBuffer),
+  spoolLimit: size(
+    "spool-limit",
+    "what waits on disk of one process's output, and of its stdin; 0: nothing",
+    defaults.spoolLimit,
+    0
+  ),
+  spoolTotal: size("spool-total", "what waits on disk for all processes", defaults.spoolTotal),
+  // without it, the first of two that can be used
+  spoolDir: text<string | undefined>("spool-dir", "directory of what waits on disk", "PATH", undefined),
   pprof,
   pprofHost: text("pprof-host", "address of the inspector", "HOST", "localhost"),
   pprofPort

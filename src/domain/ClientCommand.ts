@@ -8,6 +8,7 @@ import * as Data from "effect/Data"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import { Command } from "./Frame.ts"
+import * as JsonDepth from "./JsonDepth.ts"
 
 /** Protocol names of the commands, by opcode. */
 export const commandNames = Object.fromEntries(
@@ -18,6 +19,8 @@ export const commandNames = Object.fromEntries(
 export class MalformedCommand extends Data.TaggedError("MalformedCommand")<{
   readonly command: string
   readonly reason: string
+  /** The limit that it is above, if it is one. */
+  readonly above?: "depth"
 }> {
   override get message(): string {
     return `malformed ${this.command} command: ${this.reason}`
@@ -81,6 +84,10 @@ const utf8 = new TextDecoder("utf-8", { ignoreBOM: true })
 const decoder = <A>(command: string, schema: Schema.ConstraintDecoder<A>) => {
   const decode = Schema.decodeUnknownResult(schema)
   return (payload: Uint8Array): Result.Result<A, MalformedCommand> => {
+    if (JsonDepth.isTooDeep(payload)) {
+      const reason = `the payload nests deeper than ${JsonDepth.maxDepth} levels`
+      return Result.fail(new MalformedCommand({ command, reason, above: "depth" }))
+    }
     let json: unknown
     try {
       json = JSON.parse(utf8.decode(payload))

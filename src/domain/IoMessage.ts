@@ -21,13 +21,13 @@ import { putU32, u32 } from "./Bytes.ts"
 /** Bytes before the data. */
 export const headerSize = 12
 
-/** Largest message accepted from an agent, in bytes, header included. Source: PROTOCOL.md, "Limits". */
+/** Largest message accepted from an agent by default, in bytes, header included. Source: PROTOCOL.md, "Limits". */
 export const maxMessage = 1024 * 1024
 
 /** The agent sent bytes that are not a message. Terminal for the VM: the channel has lost its framing. */
-export class IoError extends Data.TaggedError("IoError")<{ readonly length: number }> {
+export class IoError extends Data.TaggedError("IoError")<{ readonly length: number; readonly limit: number }> {
   override get message(): string {
-    return `bad io message: length ${this.length}, expected ${headerSize} to ${maxMessage}`
+    return `bad io message: length ${this.length}, expected ${headerSize} to ${this.limit}`
   }
 }
 
@@ -62,14 +62,18 @@ export const sequenceAt = (bytes: Uint8Array, at: number): number => {
 /** Length of the message whose header is at `at`, in bytes, header included. */
 export const lengthAt = (bytes: Uint8Array, at: number): number => u32(bytes, at + 8)
 
-const refused = (length: number): boolean => length < headerSize || length > maxMessage
-
 /** A class, as every VM has one: methods cost nothing an instance. */
 class IoParser implements Parser {
+  readonly #limit: number
   readonly #straddling = Assembly.make()
+
+  constructor(limit: number) {
+    this.#limit = limit
+  }
 
   push(chunk: Uint8Array, runs: Array<Run>): Result.Result<void, IoError> {
     const straddling = this.#straddling
+    const limit = this.#limit
     const end = chunk.length
     let offset = 0
     while (straddling.active()) {
@@ -77,7 +81,7 @@ class IoParser implements Parser {
       if (!straddling.complete()) return Result.void
       const bytes = straddling.bytes()
       const length = lengthAt(bytes, 0)
-      if (refused(length)) return Result.fail(new IoError({ length }))
+      if (length < headerSize || length > limit) return Result.fail(new IoError({ length, limit }))
       if (length > bytes.length) {
         straddling.extend(length)
       } else {
@@ -90,7 +94,7 @@ class IoParser implements Parser {
     let length = headerSize
     while (end - offset >= headerSize) {
       length = lengthAt(chunk, offset)
-      if (refused(length) || end - offset < length) break
+      if (length < headerSize || length > limit || end - offset < length) break
       const next = sequenceAt(chunk, offset)
       if (next !== sequence) {
         if (offset > start) runs.push({ sequence, bytes: chunk, start, end: offset })
@@ -100,7 +104,7 @@ class IoParser implements Parser {
       offset += length
     }
     if (offset > start) runs.push({ sequence, bytes: chunk, start, end: offset })
-    if (refused(length)) return Result.fail(new IoError({ length }))
+    if (length < headerSize || length > limit) return Result.fail(new IoError({ length, limit }))
     if (offset < end) {
       straddling.begin(end - offset >= headerSize ? length : headerSize)
       straddling.take(chunk, offset, end)
@@ -109,8 +113,8 @@ class IoParser implements Parser {
   }
 }
 
-/** A `Parser` with nothing half-read. */
-export const makeParser = (): Parser => new IoParser()
+/** A `Parser` that refuses messages above `limit` bytes, header included. */
+export const makeParser = (limit: number = maxMessage): Parser => new IoParser(limit)
 
 /**
  * Writes the header of a message with `length` bytes of data at `at`. `sequence` is below 2^53.

@@ -9,7 +9,7 @@ import * as Layer from "effect/Layer"
 import * as Fs from "node:fs"
 import * as Net from "node:net"
 import * as Path from "node:path"
-import { Listener, ListenError } from "../services/Listener.ts"
+import { Crowded, Listener, ListenError, maxTurnedAway, turnedAwayMillis } from "../services/Listener.ts"
 import { Settings } from "../services/Settings.ts"
 import { Mailbox } from "./Mailbox.ts"
 import * as NodeWire from "./NodeWire.ts"
@@ -19,6 +19,9 @@ export const maxPath = 107
 
 /** The first descriptor systemd passes. Source: sd_listen_fds(3). */
 const listenFdsStart = 3
+
+/** Most descriptors that are kept from clients, for VMs and files; with a limit that is small, an eighth of it. */
+const maxReserve = 64
 
 /** Connections that may wait to be accepted; a full backlog refuses a runtime. */
 const backlog = 1024
@@ -48,11 +51,16 @@ export const activated = (
   return Effect.succeed(count === 1 ? listenFdsStart : undefined)
 }
 
+/** Connections that are open, and those that have not been closed at both ends yet. Node counts them for `maxConnections`. */
+const connections = (server: Net.Server): number =>
+  (server as unknown as { readonly _connections: number })._connections
+
 const failed = (what: string) => (cause: unknown) =>
   new ListenError({ reason: `couldn't ${what}: ${cause instanceof Error ? cause.message : String(cause)}` })
 
 /** Makes room for a socket at `path`: its directory, and no stale socket; anything else that stands there stays. */
 const prepare = Effect.fnUntraced(function* (path: string) {
+  if (path === "") return yield* new ListenError({ reason: "the socket's path is empty" })
   const size = Buffer.byteLength(path)
   if (size > maxPath)
     return yield* new ListenError({ reason: `socket path too long: ${size} bytes, the limit is ${maxPath}` })
@@ -80,6 +88,25 @@ const prepare = Effect.fnUntraced(function* (path: string) {
   yield* Effect.try({ try: () => Fs.unlinkSync(path), catch: failed("remove the stale socket") })
 })
 
+/** How many descriptors this process may have; no end of them where nothing tells. Source: proc_pid_limits(5). */
+const descriptorLimit = (): number => {
+  try {
+    const limits = Fs.readFileSync("/proc/self/limits", "latin1")
+    return Number(/^Max open files +(\d+)/m.exec(limits)?.[1] ?? Number.MAX_SAFE_INTEGER)
+  } catch {
+    return Number.MAX_SAFE_INTEGER
+  }
+}
+
+/** A client that has connected; without a socket where its connection has been closed already. */
+interface Knock {
+  readonly socket: Net.Socket | undefined
+  readonly crowded: Crowded | undefined
+}
+
+/** Errors of accept(2) that pass: what they tell is that too much is open. */
+const passing: ReadonlySet<string | undefined> = new Set(["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "ECONNABORTED"])
+
 /** Listens on `path`, or on the inherited descriptor `fd`, whose clients are told `path`. Only a socket we made is removed. */
 export const layer = ({ fd, path }: { readonly path: string; readonly fd: number | undefined }) =>
   Layer.effect(
@@ -87,18 +114,42 @@ export const layer = ({ fd, path }: { readonly path: string; readonly fd: number
     Effect.gen(function* () {
       const settings = yield* Settings
       const linger = Duration.toMillis(settings.frameTimeout)
+      const descriptors = descriptorLimit()
+      const reserve = Math.min(maxReserve, Math.floor(descriptors / 8))
+      const noConnections = new Crowded({ what: "connections", limit: settings.maxConnections })
+      const noDescriptors = new Crowded({ what: "descriptors", limit: descriptors })
       let count = 0
 
+      /** The kernel gives the lowest number that is free, so a high one tells how many are left. */
+      const left = (socket: Net.Socket) => descriptors - (NodeWire.descriptor(socket) ?? 0)
+
+      /** Of the reserve, those that are turned away may have half. */
+      const knock = (server: Net.Server, socket: Net.Socket): Knock => {
+        socket.on("error", NodeWire.heard)
+        if (left(socket) <= reserve) {
+          if (left(socket) > reserve / 2) return { socket, crowded: noDescriptors }
+          socket.destroy()
+          return { socket: undefined, crowded: noDescriptors }
+        }
+        const full = connections(server) > settings.maxConnections
+        return { socket, crowded: full ? noConnections : undefined }
+      }
+
       const listen = Effect.gen(function* () {
-        const arrivals = new Mailbox<Net.Socket, ListenError>()
+        const arrivals = new Mailbox<Knock, ListenError>()
         if (fd === undefined) yield* prepare(path)
         yield* Effect.acquireRelease(
           Effect.callback<Net.Server, ListenError>((resume) => {
             const server = Net.createServer({ pauseOnConnect: true, allowHalfOpen: true }, (socket) => {
-              socket.on("error", NodeWire.heard)
-              arrivals.offer(socket)
+              arrivals.offer(knock(server, socket))
             })
-            server.on("error", (cause) => {
+            server.maxConnections = settings.maxConnections + maxTurnedAway
+            server.on("drop", () => arrivals.offer({ socket: undefined, crowded: noConnections }))
+            server.on("error", (cause: NodeJS.ErrnoException) => {
+              if (server.listening && passing.has(cause.code)) {
+                arrivals.offer({ socket: undefined, crowded: noDescriptors })
+                return
+              }
               const error = failed(`listen on ${path}`)(cause)
               arrivals.fail(error)
               resume(Effect.fail(error))
@@ -111,12 +162,17 @@ export const layer = ({ fd, path }: { readonly path: string; readonly fd: number
           (server) =>
             Effect.sync(() => {
               server.close()
-              for (const socket of arrivals.clear()) socket.destroy()
+              for (const { socket } of arrivals.clear()) socket?.destroy()
             })
         )
         yield* Effect.logInfo("listening", { socket: path, inherited: fd !== undefined })
         return {
-          accept: Effect.map(arrivals.take, (socket) => NodeWire.accepted(socket, `client ${++count}`, linger))
+          accept: Effect.map(arrivals.take, ({ crowded, socket }) => ({
+            crowded,
+            connection:
+              socket &&
+              NodeWire.accepted(socket, `client ${++count}`, crowded === undefined ? linger : turnedAwayMillis)
+          }))
         }
       })
 

@@ -3,6 +3,7 @@
  * frames until the client leaves, and answers commands in their order.
  */
 import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -14,12 +15,15 @@ import type * as Scope from "effect/Scope"
 import * as Bytes from "../domain/Bytes.ts"
 import * as ClientCommand from "../domain/ClientCommand.ts"
 import * as Frame from "../domain/Frame.ts"
+import { RateLimit } from "../domain/RateLimit.ts"
 import { Condition, until } from "./Condition.ts"
-import { type Deadline, Deadlines } from "./Deadlines.ts"
+import * as Counters from "./Counters.ts"
+import { type Deadline, Deadlines, elapsedMillis } from "./Deadlines.ts"
 import { Listener } from "./Listener.ts"
 import type { Session, Shim, Told } from "./Session.ts"
 import { Sessions } from "./Sessions.ts"
 import { Settings } from "./Settings.ts"
+import { Tally } from "./Tally.ts"
 import type { Vm } from "./Vm.ts"
 import { type Attached, VmRegistry } from "./VmRegistry.ts"
 import type { Wire, WireClosed } from "./Wire.ts"
@@ -60,6 +64,23 @@ const maxAhead = 256 * 1024
 /** Millis that a claim waits for the end of an earlier one. */
 const claimGrace = 100
 
+/** What is kept until it is whole may take as many times `frameTimeout`, however steadily its bytes come. */
+const frameTimeouts = 10
+
+/**
+ * Bytes of responses that a client may leave unread and still get one more: four of the largest that agents give by default.
+ * Where commands are pipelined there may be `maxPipelined` of them.
+ */
+const maxUnread = 64 * 1024 * 1024
+
+/** Millis between two records of log entries that were dropped. */
+const tellDropped = 1000
+
+/** A command's error; `above` is the limit that it ran into, if it did. */
+interface Refusal extends Told {
+  readonly above?: Counters.Limit | undefined
+}
+
 const internalError: Told = { message: "internal error: the proxy's log tells more" }
 
 /** Logs why a command fails. A bug costs that command, not the client. */
@@ -68,8 +89,10 @@ const refused = (cause: Cause.Cause<Told>): Effect.Effect<never, Told> => {
     return Effect.andThen(Effect.logError("a command failed by a bug", cause), Effect.fail(internalError))
   const found = Cause.findError(cause)
   if (Result.isFailure(found)) return Effect.failCause(found.failure) // the client has left
-  const error = found.success
-  return Effect.andThen(Effect.logInfo("command refused", { error: error.message }), Effect.fail(error))
+  const error: Refusal = found.success
+  const logged = Effect.logInfo("command refused", { error: error.message })
+  const counted = error.above === undefined ? logged : Effect.andThen(Counters.limited(error.above), logged)
+  return Effect.andThen(counted, Effect.fail(error))
 }
 
 const levels = { debug: "Debug", info: "Info", warn: "Warn", error: "Error" } as const
@@ -77,6 +100,7 @@ const levels = { debug: "Debug", info: "Info", warn: "Warn", error: "Error" } as
 /** What every client needs, gathered once. */
 interface Surroundings {
   readonly settings: Settings
+  readonly clock: Clock.Clock
   readonly deadlines: Deadlines["Service"]
   readonly sessions: Sessions["Service"]
   readonly registry: VmRegistry["Service"]
@@ -106,12 +130,18 @@ class Client implements Shim {
   #ahead = 0 // bytes of it
   #broken: Frame.FrameError | undefined // what came behind it is no frame
   #frameDeadline: Deadline | undefined
+  #wholeDeadline: Deadline | undefined
   #handling = false
   #busy: Frame.Command | undefined // the command under way whose result those behind it need
   #stalled = false
 
   readonly #answers: Array<Answer> = []
   #underWay = 0 // payload bytes of commands that have no answer yet
+  #held = 0 // bytes of answers that wait for those before them
+
+  // made with the first log entry, and the first that is dropped
+  #logRate: RateLimit | undefined
+  #dropped: Tally | undefined
 
   // how it ends
   #leaving = false
@@ -150,6 +180,7 @@ class Client implements Shim {
 
   *#read() {
     const keep = (frame: Frame.Frame) => {
+      if (this.#wholeDeadline !== undefined) this.#whole()
       this.#frames.push(frame)
       this.#ahead += Frame.headerSize + frame.payload.length
     }
@@ -188,6 +219,8 @@ class Client implements Shim {
   #release(): Effect.Effect<void> {
     this.#ended = true
     this.#frameDeadline?.cancel()
+    this.#wholeDeadline?.cancel()
+    this.#dropped?.end()
     const stopped = this.#fibers === undefined ? Effect.void : Fiber.interruptAll(this.#fibers)
     const session = this.#session
     if (session === undefined) return stopped
@@ -208,27 +241,48 @@ class Client implements Shim {
     this.#self.interruptUnsafe()
   }
 
-  #violated(reason: string) {
-    this.#end(Effect.logWarning("client broke the protocol", { error: reason }))
+  #violated(reason: string, above?: Counters.Limit) {
+    const logged = Effect.logWarning("client broke the protocol", { error: reason })
+    this.#end(above === undefined ? logged : Effect.andThen(Counters.limited(above), logged))
   }
 
-  /** Ends a client that leaves a frame half-sent while the proxy reads. */
+  #exceeded(limit: Counters.Limit, reason: string) {
+    this.#end(Effect.andThen(Counters.limited(limit), Effect.logWarning("client's connection ended", { reason })))
+  }
+
+  /** Ends a client that leaves a frame half-sent while the proxy reads, or sends one that takes memory in drops. */
   #awaitRest() {
-    const { frameTimeout } = this.#around.settings
-    this.#frameDeadline = this.#around.deadlines.set(Duration.toMillis(frameTimeout), () => {
-      const reason = `a frame was left half-sent for ${Duration.format(frameTimeout)}`
-      this.#end(Effect.logWarning("client's connection ended", { reason }))
+    this.#frameDeadline = this.#frameDue(1)
+    this.#wholeDeadline ??= this.#frameDue(frameTimeouts)
+  }
+
+  #frameDue(times: number): Deadline {
+    const { deadlines, settings } = this.#around
+    return deadlines.set(Duration.toMillis(settings.frameTimeout) * times, () => {
+      const time = Duration.format(Duration.times(settings.frameTimeout, times))
+      this.#exceeded("frame time", `a frame was ${times === 1 ? "left half-sent" : "not whole"} for ${time}`)
     })
+  }
+
+  /** A frame is whole, or a piece of stdin has come, which is handed on. */
+  #whole() {
+    this.#wholeDeadline?.cancel()
+    this.#wholeDeadline = undefined
+  }
+
+  /** Whether the client does not take its responses. */
+  #behind(): boolean {
+    return this.wire.pending() > this.#around.settings.maxPending
   }
 
   /** Whether more may be handled now. */
   #room(): boolean {
-    const { maxPipelined, outboxLimit, payloadLimits, stdinLimit } = this.#around.settings
+    const { maxHyper, maxPipelined, stdinLimit } = this.#around.settings
     return (
       this.#leaving ||
       (this.#answers.length < maxPipelined &&
-        this.#underWay <= payloadLimits.hyper &&
-        this.wire.pending() <= outboxLimit &&
+        this.#underWay <= maxHyper &&
+        !this.#behind() &&
         (this.#session === undefined || this.#session.unfed() <= stdinLimit))
     )
   }
@@ -249,7 +303,7 @@ class Client implements Shim {
     this.#session?.pump()
     this.#handling = false
     if (this.#broken !== undefined && this.#frames.length === 0 && this.#busy === undefined)
-      this.#violated(this.#broken.message)
+      this.#violated(this.#broken.message, this.#broken.reason === "payload length" ? "frame" : undefined)
     this.#changed.notify()
     if (this.#frames.length > 0 && this.#busy === undefined && !this.#ended) this.#awaitRoom()
   }
@@ -258,10 +312,9 @@ class Client implements Shim {
     if (this.#stalled) return
     this.#stalled = true
     const session = this.#session
-    const slow = () => this.wire.pending() > this.#around.settings.outboxLimit
-    const drains = slow() // else what is waited for may come while the client falls behind: then for its wire, next
+    const drains = this.#behind() // else what is waited for may come while the client falls behind: then for its wire, next
     const room = until(
-      () => this.#room() || (!drains && slow()),
+      () => this.#room() || (!drains && this.#behind()),
       this.#changed,
       ...(session === undefined ? [] : [session.changed])
     )
@@ -288,7 +341,19 @@ class Client implements Shim {
 
   #log(payload: Uint8Array) {
     const decoded = ClientCommand.decodeLogEntry(payload)
-    if (Result.isFailure(decoded)) return this.#violated(decoded.failure.message)
+    if (Result.isFailure(decoded)) return this.#violated(decoded.failure.message, decoded.failure.above)
+    const { clock, deadlines, settings } = this.#around
+    const now = elapsedMillis(clock)
+    if (!(this.#logRate ??= new RateLimit(settings.logRate, now)).admits(now)) {
+      this.#dropped ??= new Tally(deadlines, tellDropped, (count) => {
+        const logged = Effect.logWarning("log entries dropped", {
+          count,
+          reason: `more than ${settings.logRate} a second`
+        })
+        this.#fork(Effect.andThen(Counters.limited("log rate", count), logged))
+      })
+      return this.#dropped.add()
+    }
     const { containerId, level, msg, source } = decoded.success
     const annotations =
       containerId === null || containerId === undefined ? { source } : { source, container: containerId }
@@ -328,9 +393,14 @@ class Client implements Shim {
   /** A command of `size` payload bytes is done: sends the answers that are next in order. */
   #done(slot: Answer, size: number, opcode: Frame.Command, payload: Uint8Array, inError: boolean) {
     this.#underWay -= size
+    const unread = this.#held + this.wire.pending()
+    if (unread > maxUnread)
+      return this.#exceeded("unread", `${unread} bytes of responses are not read: the limit is ${maxUnread}`)
     slot.frames = this.#goodbye ? [] : [Frame.encode({ type: Frame.FrameType.response, opcode, inError, payload })]
+    for (const frame of slot.frames) this.#held += frame.length
     for (let next = this.#answers[0]; next?.frames !== undefined; next = this.#answers[0]) {
       this.#answers.shift()
+      for (const frame of next.frames) this.#held -= frame.length
       if (next.frames.length > 0) this.wire.offer(next.frames)
       next.attaches?.attach(this)
     }
@@ -465,11 +535,12 @@ export const make: Effect.Effect<
   const { url } = yield* Listener
   const around: Surroundings = {
     settings,
+    clock: yield* Clock.Clock,
     deadlines: yield* Deadlines,
     sessions: yield* Sessions,
     registry: yield* VmRegistry,
     url,
-    policy: Frame.fromClient(settings.payloadLimits),
+    policy: Frame.fromClient({ hyper: settings.maxHyper, command: settings.maxCommand, stdin: settings.maxStdin }),
     traced: yield* References.TracerEnabled
   }
   const fibers = yield* FiberSet.make()

@@ -10,7 +10,8 @@ import * as Schema from "effect/Schema"
 import type * as Agent from "../domain/Agent.ts"
 import * as CtlMessage from "../domain/CtlMessage.ts"
 import { Condition } from "./Condition.ts"
-import { type Deadline, Deadlines } from "./Deadlines.ts"
+import * as Counters from "./Counters.ts"
+import { type Deadline, Deadlines, elapsedMillis } from "./Deadlines.ts"
 import { Settings } from "./Settings.ts"
 import type { Wire } from "./Wire.ts"
 
@@ -61,6 +62,7 @@ export class CommandTooLarge extends Schema.TaggedError<CommandTooLarge>()("Comm
   size: Schema.Int,
   limit: Schema.Int
 }) {
+  readonly above = "ctl command"
   override get message(): string {
     return `${this.command} is too large: ${this.size} bytes, the limit is ${this.limit}`
   }
@@ -73,6 +75,8 @@ export interface CtlRequest {
   readonly command: string
   readonly code: number
   readonly payload: Uint8Array
+  /** No client waits for the reply: nobody needs to be warned where its turn does not come. */
+  readonly own?: true
   /** The command is on its way: it cannot be withdrawn any more. */
   readonly onWritten?: () => void
   /**
@@ -105,11 +109,20 @@ const resync = {
   quiet: 100,
   /** Millis to wait for a ping's reply before the next one; doubles up to `maxPause`. */
   pause: 1000,
-  maxPause: 60_000
+  maxPause: 60_000,
+  /** Most millis to wait for another reply behind one. */
+  maxQuiet: 600_000
 }
+
+/** Most bytes of an agent's text that a client is told. Source: PROTOCOL.md, "Limits". */
+const maxText = 64 * 1024
 
 const empty = new Uint8Array(0)
 const utf8 = new TextDecoder()
+
+/** An agent's text, as far as it is passed on. */
+const textOf = (payload: Uint8Array): string =>
+  utf8.decode(payload.subarray(0, maxText)) + (payload.length > maxText ? "…" : "")
 
 const write = (wire: Wire, code: number, payload: Uint8Array) => wire.offer([CtlMessage.encode(code, payload)])
 
@@ -221,7 +234,7 @@ export class CtlChannel {
   }
 
   *#read() {
-    const parser = CtlMessage.makeParser()
+    const parser = CtlMessage.makeParser(this.#settings.maxCtlReply)
     const logs: Array<Effect.Effect<void>> = []
     const onMessage = (code: number, payload: Uint8Array) => {
       const log = this.#onMessage(code, payload)
@@ -231,7 +244,10 @@ export class CtlChannel {
       const chunk = yield* this.#wire.pull
       const parsed = parser.push(chunk, onMessage)
       if (logs.length > 0) for (const log of logs.splice(0)) yield* log
-      if (Result.isFailure(parsed)) return yield* Effect.fail(new VmLost({ reason: parsed.failure.message }))
+      if (Result.isFailure(parsed)) {
+        if (parsed.failure.length > parsed.failure.limit) yield* Counters.limited("ctl reply")
+        return yield* Effect.fail(new VmLost({ reason: parsed.failure.message }))
+      }
       if (this.#lost !== undefined) return yield* Effect.fail(this.#lost)
     }
   }
@@ -270,7 +286,7 @@ export class CtlChannel {
     turn.resume = undefined
     if (written) this.#owed = 1
     else this.#withdraw(turn)
-    this.#handlers.run(Effect.logWarning(error.message))
+    this.#handlers.run((written || !turn.request.own ? Effect.logWarning : Effect.logDebug)(error.message))
     resume?.(Effect.fail(error))
     if (written) this.#handlers.run(Effect.gen(() => this.#resynchronise()))
   }
@@ -285,10 +301,11 @@ export class CtlChannel {
       this.#deadlines.within(millis, () => this.#replies > seen || this.#lost !== undefined, this.#changed)
     let pause = resync.pause
     let alone = 0
+    let quiet: number
+    let since = elapsedMillis(this.#clock) // the agent has owed the next reply since the one before it, or the first ping
     for (;;) {
       this.#replies = 0
       this.#owed++
-      const sent = this.#clock.currentTimeMillisUnsafe()
       write(this.#wire, CtlMessage.Code.ping, empty)
       const answered = yield* replied(0, pause)
       if (this.#lost !== undefined) return
@@ -297,9 +314,12 @@ export class CtlChannel {
         yield* Effect.logDebug("agent does not answer pings")
         continue
       }
-      const latency = this.#clock.currentTimeMillisUnsafe() - sent
-      const quiet = Math.min(Math.max(resync.quiet, 4 * latency), resync.maxPause)
-      while (this.#owed > 0 && (yield* replied(this.#replies, quiet))) if (this.#lost !== undefined) return
+      do {
+        if (this.#lost !== undefined) return
+        const now = elapsedMillis(this.#clock)
+        quiet = Math.min(Math.max(resync.quiet, 4 * (now - since)), resync.maxQuiet)
+        since = now
+      } while (this.#owed > 0 && (yield* replied(this.#replies, quiet)))
       if (this.#lost !== undefined) return
       alone = this.#replies === 1 && this.#lastBare ? alone + 1 : 0
       if (this.#owed === 0 || alone === 2) break
@@ -343,7 +363,7 @@ export class CtlChannel {
     resume(
       code === CtlMessage.Code.ack
         ? Effect.succeed(payload.length === 0 ? empty : payload.slice())
-        : Effect.fail(new AgentRefused({ command: turn.request.command, text: utf8.decode(payload) }))
+        : Effect.fail(new AgentRefused({ command: turn.request.command, text: textOf(payload) }))
     )
     return undefined
   }

@@ -10,6 +10,7 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as IoMessage from "../domain/IoMessage.ts"
 import * as Console from "./Console.ts"
+import * as Counters from "./Counters.ts"
 import * as CtlChannel from "./CtlChannel.ts"
 import { Deadlines } from "./Deadlines.ts"
 import * as IoDump from "./IoDump.ts"
@@ -101,7 +102,7 @@ export class Hyperstart extends Context.Service<
         early = undefined
         return pulled === undefined ? input.pull : Fiber.join(pulled)
       })
-      return { ctl, input, output: output(pull, settings.debug) }
+      return { ctl, input, output: output(pull, settings) }
     })
 
     return Hyperstart.of({
@@ -116,14 +117,21 @@ export class Hyperstart extends Context.Service<
 }
 
 /** Decodes the I/O channel: one element per run, one array per read that completed any. */
-const output = (pullWire: Wire["pull"], debug: boolean): Stream.Stream<IoMessage.Run, CtlChannel.VmLost> => {
-  const parser = IoMessage.makeParser()
-  let broken: CtlChannel.VmLost | undefined
+const output = (
+  pullWire: Wire["pull"],
+  { debug, maxIoMessage }: Settings
+): Stream.Stream<IoMessage.Run, CtlChannel.VmLost> => {
+  const parser = IoMessage.makeParser(maxIoMessage)
+  let broken: Effect.Effect<never, CtlChannel.VmLost> | undefined
   const parse = (chunk: Uint8Array): Pulled => {
     const runs: Array<IoMessage.Run> = []
     const parsed = parser.push(chunk, runs)
     // what came whole before the damage is still output
-    if (Result.isFailure(parsed)) broken = new CtlChannel.VmLost({ reason: parsed.failure.message })
+    if (Result.isFailure(parsed)) {
+      const { length, limit, message } = parsed.failure
+      const counted = length > limit ? Counters.limited("io message") : Effect.void
+      broken = Effect.andThen(counted, Effect.fail(new CtlChannel.VmLost({ reason: message })))
+    }
     const dumped = debug
       ? Effect.forEach(runs, ({ bytes, end, start }) => IoDump.dump("from agent", bytes, start, end), { discard: true })
       : Effect.void
@@ -132,7 +140,7 @@ const output = (pullWire: Wire["pull"], debug: boolean): Stream.Stream<IoMessage
   const pull: Pulled = Effect.suspend(() =>
     broken === undefined
       ? Effect.matchEffect(pullWire, { onSuccess: parse, onFailure: (closed) => Effect.fail(lost(closed)) })
-      : Effect.fail(broken)
+      : broken
   )
   return Stream.fromPull(Effect.succeed(pull))
 }

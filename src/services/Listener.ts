@@ -14,13 +14,37 @@ export class ListenError extends Schema.TaggedError<ListenError>()("ListenError"
   }
 }
 
+/** There is no room for one client more: too many are connected, or too few descriptors are left. */
+export class Crowded extends Schema.TaggedError<Crowded>()("Crowded", {
+  what: Schema.Literals(["connections", "descriptors"]),
+  limit: Schema.Int
+}) {
+  override get message(): string {
+    return `too many ${this.what}: the limit is ${this.limit}`
+  }
+}
+
+/** Milliseconds that a client which is turned away has for its first command, and to close once it has been answered. */
+export const turnedAwayMillis = 1000
+
+/** Most clients that are turned away with an answer at once; the connections of more are just closed. */
+export const maxTurnedAway = 64
+
+/** A client that has connected. */
+export interface Arrival {
+  /** Why it has to be turned away, if it has. */
+  readonly crowded: Crowded | undefined
+  /**
+   * Its connection, which the scope owns: at its end the writing side is shut down once what was written has left, and what
+   * the client still sends is read and discarded until it closes too. Absent where it has been closed already.
+   */
+  readonly connection: Effect.Effect<Wire, never, Scope.Scope> | undefined
+}
+
 /** An open socket. */
 export interface Listening {
-  /**
-   * Waits for the next client. The client's scope owns its connection: at its end the writing side is shut down once what
-   * was written has left, and what the client still sends is read and discarded until it closes too.
-   */
-  readonly accept: Effect.Effect<Effect.Effect<Wire, never, Scope.Scope>, ListenError>
+  /** Waits for the next client. */
+  readonly accept: Effect.Effect<Arrival, ListenError>
 }
 
 export class Listener extends Context.Service<

@@ -40,6 +40,9 @@ export class BadTokenCount extends Schema.TaggedError<BadTokenCount>()("BadToken
   count: Schema.Finite,
   limit: Schema.Finite
 }) {
+  get above(): "tokens" | undefined {
+    return this.count > this.limit ? "tokens" : undefined
+  }
   override get message(): string {
     return `numIOStreams must be between 0 and ${this.limit}, got ${this.count}`
   }
@@ -53,8 +56,20 @@ export class TooManySessions extends Schema.TaggedError<TooManySessions>()("TooM
   count: Schema.Finite,
   limit: Schema.Finite
 }) {
+  readonly above = "vm tokens"
   override get message(): string {
     return `too many tokens for this VM: ${this.count} with those asked for, the limit is ${this.limit}`
+  }
+}
+
+/** There are as many VMs as there may be; those that have been unregistered, or lost, count until they are gone. */
+export class TooManyVms extends Schema.TaggedError<TooManyVms>()("TooManyVms", {
+  count: Schema.Int,
+  limit: Schema.Int
+}) {
+  readonly above = "vms"
+  override get message(): string {
+    return `too many VMs: ${this.count} with this one, the limit is ${this.limit}`
   }
 }
 
@@ -70,7 +85,7 @@ export class VmRegistry extends Context.Service<
     /** Connects to a VM; nobody else sees it before its agent is ready. A failure, or an interruption, frees the id. */
     readonly register: (
       command: RegisterVM
-    ) => Effect.Effect<Attached, AlreadyRegistered | BadTokenCount | ConnectFailed>
+    ) => Effect.Effect<Attached, AlreadyRegistered | BadTokenCount | ConnectFailed | TooManySessions | TooManyVms>
     readonly attach: (
       id: string,
       count: number
@@ -94,6 +109,7 @@ export class VmRegistry extends Context.Service<
     const vms = new Map<string, Vm.Vm | "registering">()
     /** Ids lost before they were unregistered, oldest first, with the time to forget them at. */
     const lostIds = new Map<string, { vm: Vm.Vm | undefined; readonly until: number }>()
+    let alive = 0 // registered, being registered, and those that nobody sees any more
     let ended = 0
     let unregistered = 0
 
@@ -116,9 +132,15 @@ export class VmRegistry extends Context.Service<
         ? Effect.fail(new BadTokenCount({ count, limit: settings.maxTokens }))
         : Effect.void
 
+    const checkTotal = (count: number) =>
+      count > settings.maxVmTokens
+        ? Effect.fail(new TooManySessions({ count, limit: settings.maxVmTokens }))
+        : Effect.void
+
     const ends = (vm: Vm.Vm) => {
       const remembered = lostIds.get(vm.id)
       if (remembered?.vm === vm) remembered.vm = undefined // the id is kept, not the VM
+      alive--
       ended++
       changed.notify()
     }
@@ -147,7 +169,10 @@ export class VmRegistry extends Context.Service<
       const id = command.containerId
       const count = command.numIOStreams ?? 0
       yield* checkCount(count)
+      yield* checkTotal(count)
       if (vms.has(id)) return yield* new AlreadyRegistered({ id })
+      if (alive >= settings.maxVms) return yield* new TooManyVms({ count: alive + 1, limit: settings.maxVms })
+      alive++
       vms.set(id, "registering")
       const vmScope = yield* Scope.fork(scope)
       const vm = yield* makeVm(id, {
@@ -161,7 +186,10 @@ export class VmRegistry extends Context.Service<
         Effect.onExit((exit) =>
           Exit.isSuccess(exit)
             ? Effect.void
-            : Effect.sync(() => vms.delete(id)).pipe(Effect.andThen(Scope.close(vmScope, exit)))
+            : Effect.sync(() => vms.delete(id)).pipe(
+                Effect.andThen(Scope.close(vmScope, exit)),
+                Effect.ensuring(Effect.sync(() => alive--))
+              )
         )
       )
       vms.set(id, vm)
@@ -175,8 +203,7 @@ export class VmRegistry extends Context.Service<
       yield* checkCount(count)
       const vm = vms.get(id)
       if (vm === undefined || vm === "registering") return yield* new UnknownContainer({ id })
-      const total = vm.sessions() + count
-      if (total > settings.maxVmTokens) return yield* new TooManySessions({ count: total, limit: settings.maxVmTokens })
+      yield* checkTotal(vm.sessions() + count)
       return { vm, tokens: vm.allocate(count) }
     })
 
@@ -194,7 +221,7 @@ export class VmRegistry extends Context.Service<
 
     const podEnded = Effect.gen(function* () {
       yield* changed.until(() => ended > 0)
-      yield* deadlines.within(Duration.toMillis(settings.orphanTimeout), () => unregistered > 0, changed)
+      yield* deadlines.within(Duration.toMillis(settings.podTimeout), () => unregistered > 0, changed)
       yield* Effect.yieldNow // the answer to UnregisterVM leaves before the daemon does
     })
 

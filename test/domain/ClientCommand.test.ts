@@ -3,6 +3,7 @@ import type * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as ClientCommand from "../../src/domain/ClientCommand.ts"
 import * as HyperData from "../../src/domain/HyperData.ts"
+import * as JsonDepth from "../../src/domain/JsonDepth.ts"
 import { concat, fromHex, utf8 } from "../support/Bytes.ts"
 
 type Decoded = Result.Result<unknown, ClientCommand.MalformedCommand>
@@ -127,6 +128,23 @@ describe("ClientCommand", () => {
           }
         })
       }
+
+      it("refuses what does not fit, however deep it nests, and in few words", () => {
+        const levels = JsonDepth.maxDepth - 1
+        const deep = "[".repeat(levels) + "]".repeat(levels)
+        for (const key of Object.keys(misfits)) {
+          const message = messageOf(
+            decode(command, JSON.stringify({ ...whole, [key]: "deep" }).replace('"deep"', deep))
+          )
+          assert.match(message ?? "", new RegExp(`^malformed ${command} command: Expected .+ at \\["${key}"`))
+          assert.isBelow(message!.length, 200)
+        }
+        const deeper = `{"a":${"[".repeat(levels + 1)}`
+        assert.strictEqual(
+          messageOf(decode(command, deeper)),
+          `malformed ${command} command: the payload nests deeper than 10000 levels`
+        )
+      })
 
       it("refuses JSON that is no object", () => {
         for (const payload of ["null", "1", '"x"', "true", "[]"])

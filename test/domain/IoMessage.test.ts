@@ -204,6 +204,17 @@ describe("IoMessage", () => {
       for (const length of [MiB + 1, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff]) assert.strictEqual(refusal(length), length)
     })
 
+    it("above a limit of one's own choice, and decodes what is at it", () => {
+      for (const limit of [12, 13, 100, 2 * MiB]) {
+        const push = (length: number) => IoMessage.makeParser(limit).push(header(length), [])
+        assert.isTrue(Result.isSuccess(push(limit)))
+        assert.strictEqual(
+          Result.getOrThrow(Result.flip(push(limit + 1))).message,
+          `bad io message: length ${limit + 1}, expected 12 to ${limit}`
+        )
+      }
+    })
+
     it("in words that give both bounds", () => {
       assert.strictEqual(parse([header(11)]).error?.message, "bad io message: length 11, expected 12 to 1048576")
     })

@@ -10,7 +10,8 @@ import * as Fs from "node:fs"
 import * as Net from "node:net"
 import * as Path from "node:path"
 import * as UnixListener from "../../src/layers/UnixListener.ts"
-import { Listener } from "../../src/services/Listener.ts"
+import { Listener, maxTurnedAway } from "../../src/services/Listener.ts"
+import { defaults, Settings } from "../../src/services/Settings.ts"
 import { toText } from "../support/Bytes.ts"
 import * as SocketPair from "../support/SocketPair.ts"
 
@@ -18,11 +19,17 @@ const { eventually, openSockets, turn } = SocketPair
 
 const quiet = Logger.layer([])
 
-/** Listens for as long as the scope lasts. `accept` waits for the next client and adopts it. */
-const listen = (path: string, fd?: number) =>
+/** Listens for as long as the scope lasts. `arrive` waits for the next client, `accept` adopts it too. */
+const listen = (path: string, fd?: number, settings: Partial<Settings> = {}) =>
   Effect.flatMap(Listener, ({ listen }) =>
-    Effect.map(listen, ({ accept }) => ({ accept: Effect.flatten(accept) }))
-  ).pipe(Effect.provide(Layer.merge(UnixListener.layer({ path, fd }), quiet)))
+    Effect.map(listen, ({ accept: arrive }) => ({
+      arrive,
+      accept: Effect.flatMap(arrive, ({ connection }) => connection!)
+    }))
+  ).pipe(
+    Effect.provide(Layer.merge(UnixListener.layer({ path, fd }), quiet)),
+    Effect.provideService(Settings, { ...defaults, ...settings })
+  )
 
 /** Why it does not listen. */
 const refused = (path: string, fd?: number) =>
@@ -166,6 +173,10 @@ describe("the socket", () => {
     })
   )
 
+  it.live("needs a path", () =>
+    Effect.map(refused(""), (reason) => assert.strictEqual(reason, "the socket's path is empty"))
+  )
+
   it.live("cannot be where there is no place for it", () =>
     Effect.gen(function* () {
       const path = yield* place
@@ -284,15 +295,86 @@ describe("accept", () => {
     })
   )
 
+  it.live("tells which clients are above the limit, those that are ending included, until some have left", () =>
+    Effect.gen(function* () {
+      const path = yield* place
+      const { arrive } = yield* listen(path, undefined, { maxConnections: 2 })
+      const next = Effect.gen(function* () {
+        const client = yield* connect(path)
+        const { connection, crowded } = yield* arrive
+        const scope = yield* Scope.make()
+        yield* connection!.pipe(Scope.provide(scope))
+        return { client, scope, crowded: crowded?.message }
+      })
+      const [first, second, third] = [yield* next, yield* next, yield* next]
+      assert.isUndefined(first.crowded)
+      assert.isUndefined(second.crowded)
+      assert.strictEqual(third.crowded, "too many connections: the limit is 2")
+      third.client.end()
+      yield* Scope.close(third.scope, Exit.void)
+      yield* closed(third.client)
+      yield* Scope.close(first.scope, Exit.void) // a half-close: the client has not closed its end yet
+      yield* turn
+      const fourth = yield* next
+      assert.strictEqual(fourth.crowded, "too many connections: the limit is 2")
+      for (const { client, scope } of [first, fourth]) {
+        client.end()
+        yield* Scope.close(scope, Exit.void)
+        yield* closed(client)
+      }
+      assert.isUndefined((yield* next).crowded)
+    })
+  )
+
+  it.live("closes those at once that are more than may be turned away", () =>
+    Effect.gen(function* () {
+      const path = yield* place
+      const { arrive } = yield* listen(path, undefined, { maxConnections: 1 })
+      for (let open = 0; open <= maxTurnedAway; open++) {
+        yield* connect(path)
+        const { connection, crowded } = yield* arrive
+        assert.isDefined(connection)
+        assert.strictEqual(crowded !== undefined, open > 0)
+      }
+      for (let more = 0; more < 3; more++) {
+        const client = yield* connect(path)
+        const { connection, crowded } = yield* arrive
+        assert.isUndefined(connection)
+        assert.strictEqual(crowded?.message, "too many connections: the limit is 1")
+        client.on("end", () => client.destroy())
+        yield* closed(client)
+      }
+    })
+  )
+
+  /** The server that listens on `path`. */
+  const serverAt = (path: string) => {
+    const { _getActiveHandles: handles } = process as unknown as { _getActiveHandles: () => ReadonlyArray<unknown> }
+    return handles().find((handle) => handle instanceof Net.Server && handle.address() === path) as Net.Server
+  }
+
+  const noRoom = (code: string) => Object.assign(new Error(`accept ${code}`), { code })
+
+  for (const code of ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "ECONNABORTED"])
+    it.live(`goes on when the kernel has no room for a client: ${code}`, () =>
+      Effect.gen(function* () {
+        const path = yield* place
+        const { accept, arrive } = yield* listen(path)
+        serverAt(path).emit("error", noRoom(code)) // as Node does
+        const { connection, crowded } = yield* arrive
+        assert.isUndefined(connection)
+        assert.match(crowded?.message ?? "", /^too many descriptors: the limit is \d+$/)
+        yield* connect(path)
+        yield* accept
+      })
+    )
+
   it.live("fails when the socket breaks, those that wait and those that come", () =>
     Effect.gen(function* () {
       const path = yield* place
       const { accept } = yield* listen(path)
       const waiting = yield* Effect.forkChild(Effect.flip(accept), { startImmediately: true })
-      // what Node does when accept(2) fails
-      const { _getActiveHandles: handles } = process as unknown as { _getActiveHandles: () => ReadonlyArray<unknown> }
-      const ours = handles().find((handle) => handle instanceof Net.Server && handle.address() === path) as Net.Server
-      ours.emit("error", new Error("accept EINVAL"))
+      serverAt(path).emit("error", new Error("accept EINVAL")) // as Node does when accept(2) fails
       for (const error of [yield* Fiber.join(waiting), yield* Effect.flip(accept)]) {
         assert.strictEqual(error._tag, "ListenError")
         assert.strictEqual(error.message, `couldn't listen on ${path}: accept EINVAL`)
@@ -311,7 +393,7 @@ describe("an inherited descriptor", () => {
     Effect.gen(function* () {
       const { listen, url } = yield* Listener
       yield* Effect.scoped(Effect.gen(function* () {
-        const wire = yield* Effect.flatten((yield* listen).accept)
+        const wire = yield* (yield* (yield* listen).accept).connection
         const asked = Buffer.from(yield* wire.pull).toString()
         wire.offer([Buffer.from(asked + ", " + wire.peer + " of " + url)])
       }))

@@ -1,6 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
 import * as TestClock from "effect/testing/TestClock"
 import { Command } from "../../src/domain/Frame.ts"
 import * as CtlMessage from "../../src/domain/CtlMessage.ts"
@@ -67,7 +68,7 @@ describe("Client", () => {
         assert.strictEqual(agent.commands.length, 2)
         runtime.readAgain()
         yield* agent.until(() => agent.commands.length === 3)
-      }).pipe(Effect.provide(TestProxy.layer({ maxPipelined: 2, outboxLimit: 100 })))
+      }).pipe(Effect.provide(TestProxy.layer({ maxPipelined: 2, maxPending: 100 })))
   )
 
   it.effect("tells where shims connect, and as many tokens as were asked for", () =>
@@ -300,6 +301,23 @@ describe("Client", () => {
         yield* client.until(() => client.ended())
       }).pipe(Effect.provide(TestProxy.layer()))
     )
+
+    it.effect("is warned of, once, when it ends its connection", () => {
+      const log = Records.make()
+      return Effect.gen(function* () {
+        const { runtime } = yield* registered("a")
+        const client = yield* (yield* TestProxy).connect
+        client.raw(new Uint8Array(1))
+        yield* TestClock.adjust("30 seconds")
+        yield* client.until(() => client.ended())
+        yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+        yield* TestClock.adjust("1 days")
+        assert.deepStrictEqual(
+          log.records.flatMap(({ fields, level, msg }) => (level === "Warn" ? [[msg, fields]] : [])),
+          [["client's connection ended", { reason: "a frame was left half-sent for 30s" }]]
+        )
+      }).pipe(Effect.provide(TestProxy.layer().pipe(Layer.provideMerge(log.layer))))
+    })
 
     it.effect("but a connection between frames may be silent for ever", () =>
       Effect.gen(function* () {

@@ -280,7 +280,9 @@ describe("CtlChannel", () => {
         yield* TestClock.adjust("1 millis")
         assert.deepStrictEqual(codes(written), [Code.startpod, Code.ping, Code.ping])
         say(Code.ack)
-        yield* TestClock.adjust("100 millis")
+        yield* TestClock.adjust("399 millis") // four times as long as the agent took, the 100 ms of before included
+        assert.deepStrictEqual(codes(written), [Code.startpod, Code.ping, Code.ping])
+        yield* TestClock.adjust("1 millis")
         assert.deepStrictEqual(codes(written), [Code.startpod, Code.ping, Code.ping, Code.readfile])
         assert.deepStrictEqual(lost, ["lost"])
         say(Code.ack, bytes("mine"))

@@ -2,16 +2,20 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
-import type * as Scope from "effect/Scope"
+import * as Metric from "effect/Metric"
+import * as Result from "effect/Result"
+import * as TestClock from "effect/testing/TestClock"
 import * as Frame from "../../src/domain/Frame.ts"
 import { Mailbox } from "../../src/layers/Mailbox.ts"
 import { Condition } from "../../src/services/Condition.ts"
-import { Listener, ListenError } from "../../src/services/Listener.ts"
+import * as Counters from "../../src/services/Counters.ts"
+import { type Arrival, Crowded, Listener, ListenError } from "../../src/services/Listener.ts"
 import * as Proxy from "../../src/services/Proxy.ts"
 import type { Settings } from "../../src/services/Settings.ts"
 import type { Wire } from "../../src/services/Wire.ts"
 import { toText, utf8 } from "../support/Bytes.ts"
 import { FakeHyperstart } from "../support/FakeHyperstart.ts"
+import * as Records from "../support/Records.ts"
 import * as MemoryWire from "../support/MemoryWire.ts"
 import { TestProxy } from "../support/TestProxy.ts"
 
@@ -19,7 +23,7 @@ const now = { startImmediately: true } as const
 
 /** A socket in memory, and what became of it and of its clients, in order. */
 const makeDoor = () => {
-  const arrivals = new Mailbox<Effect.Effect<Wire, never, Scope.Scope>, ListenError>()
+  const arrivals = new Mailbox<Arrival, ListenError>()
   const events: Array<string> = []
   const changed = new Condition()
   const happened = (event: string) => {
@@ -29,20 +33,19 @@ const makeDoor = () => {
   return {
     events,
     until: (test: () => boolean) => changed.until(test),
-    arrive: (connection: Effect.Effect<Wire, never, Scope.Scope>) => void arrivals.offer(connection),
+    arrive: (connection: Arrival["connection"], crowded?: Crowded) => void arrivals.offer({ connection, crowded }),
     fail: (error: ListenError) => arrivals.fail(error),
     /** The client's end of a connection that is waiting to be accepted. `stall` leaves the proxy's answers pending. */
-    knock(name: string, stall: (proxy: MemoryWire.End) => void = () => {}) {
+    knock(name: string, stall: (proxy: MemoryWire.End) => void = () => {}, crowded?: Crowded) {
       const { a, b } = MemoryWire.pair(name, "proxy")
       stall(a)
-      arrivals.offer(
-        Effect.acquireRelease(Effect.succeed<Wire>(a), () =>
-          Effect.sync(() => {
-            a.close()
-            happened(`${name} ended`)
-          })
-        )
+      const connection = Effect.acquireRelease(Effect.succeed<Wire>(a), () =>
+        Effect.sync(() => {
+          a.close()
+          happened(`${name} ended`)
+        })
       )
+      arrivals.offer({ connection, crowded })
       return b
     },
     listener: Listener.of({
@@ -142,9 +145,127 @@ describe("the proxy", () => {
     }).pipe(Effect.provide(services()))
   )
 
+  describe("turns away a client that there is no room for", () => {
+    const crowded = new Crowded({ what: "connections", limit: 7 })
+    const header = (type: number, opcode: number, length = 0) => {
+      const bytes = new Uint8Array(Frame.headerSize)
+      Frame.writeHeader(bytes, 0, type as Frame.FrameType, opcode, length)
+      return bytes
+    }
+
+    /** All that a client gets before its connection ends. */
+    const got = Effect.fnUntraced(function* (client: MemoryWire.End) {
+      const frames: Array<Frame.Frame> = []
+      const parser = Frame.makeParser(Frame.fromProxy)
+      for (;;) {
+        const chunk = yield* Effect.result(client.pull)
+        if (Result.isFailure(chunk)) return frames
+        Result.getOrThrow(parser.push(chunk.success, (frame) => frames.push(frame)))
+      }
+    })
+
+    for (const name of ["RegisterVM", "UnregisterVM", "AttachVM", "Hyper", "Signal"] as const)
+      it.effect(`with an error to its first command, and no look at what it says: ${name}`, () =>
+        Effect.gen(function* () {
+          const door = makeDoor()
+          yield* serve(door)
+          const client = door.knock("late", undefined, crowded)
+          const opcode = Frame.Command[name]
+          client.offer([header(Frame.FrameType.command, opcode, 0xffff_ffff)])
+          const [answer, ...more] = yield* got(client)
+          assert.deepStrictEqual(
+            { ...answer, payload: toText(answer!.payload) },
+            {
+              type: Frame.FrameType.response,
+              opcode,
+              inError: true,
+              payload: '{"msg":"too many connections: the limit is 7"}'
+            }
+          )
+          assert.deepStrictEqual(more, [])
+          assert.deepStrictEqual(door.events, ["listening", "late ended"])
+        }).pipe(Effect.provide(services()))
+      )
+
+    for (const [what, bytes] of [
+      ["a shim's claim, after whose error it would not come back", header(0, Frame.Command.ConnectShim, 50)],
+      ["a shim's goodbye", header(0, Frame.Command.DisconnectShim)],
+      ["stdin", header(2, Frame.StreamKind.stdin, 5)],
+      ["a log entry", header(2, Frame.StreamKind.log, 5)],
+      ["a response", header(1, Frame.Command.Hyper)],
+      ["an unknown command", header(0, 7)],
+      ["what is no frame", new Uint8Array(12)]
+    ] as const)
+      it.effect(`without a word to ${what}`, () =>
+        Effect.gen(function* () {
+          const door = makeDoor()
+          yield* serve(door)
+          const client = door.knock("late", undefined, crowded)
+          client.offer([bytes])
+          assert.deepStrictEqual(yield* got(client), [])
+          assert.deepStrictEqual(door.events, ["listening", "late ended"])
+        }).pipe(Effect.provide(services()))
+      )
+
+    it.effect("that sends its command in pieces, or leaves", () =>
+      Effect.gen(function* () {
+        const door = makeDoor()
+        yield* serve(door)
+        const slow = door.knock("slow", undefined, crowded)
+        for (const byte of attach("x")) slow.offer([Uint8Array.of(byte)])
+        assert.strictEqual((yield* got(slow)).length, 1)
+        door.knock("leaver", undefined, crowded).close()
+        yield* door.until(() => door.events.includes("leaver ended"))
+      }).pipe(Effect.provide(services()))
+    )
+
+    it.effect("after a second, if it says nothing", () =>
+      Effect.gen(function* () {
+        const door = makeDoor()
+        yield* serve(door)
+        const client = door.knock("silent", undefined, crowded)
+        client.offer([header(0, 0).subarray(0, 11)])
+        yield* TestClock.adjust("999 millis")
+        assert.deepStrictEqual(door.events, ["listening"])
+        yield* TestClock.adjust("1 millis")
+        assert.deepStrictEqual(yield* got(client), [])
+      }).pipe(Effect.provide(services()))
+    )
+
+    it.effect(
+      "and counts all of them, also those whose connection is closed already, but tells once in ten seconds",
+      () => {
+        const { layer, records } = Records.make()
+        const told = () =>
+          records.filter(({ msg }) => msg === "clients turned away").map(({ fields, level }) => ({ fields, level }))
+        return Effect.gen(function* () {
+          const door = makeDoor()
+          yield* serve(door)
+          const served = door.knock("served")
+          for (let i = 0; i < 100; i++) door.arrive(undefined, crowded)
+          const reason = "too many connections: the limit is 7"
+          assert.deepStrictEqual(told(), [{ level: "Warn", fields: { reason, count: 1 } }])
+          door.arrive(undefined, new Crowded({ what: "descriptors", limit: 20 }))
+          assert.deepStrictEqual(told().at(-1), {
+            level: "Warn",
+            fields: { reason: "too many descriptors: the limit is 20", count: 1 }
+          })
+          yield* TestClock.adjust("10 seconds")
+          assert.deepStrictEqual(told().slice(2), [{ level: "Warn", fields: { reason, count: 99 } }])
+          yield* TestClock.adjust("1 hours")
+          assert.strictEqual(told().length, 3)
+          assert.strictEqual(yield* Counters.limitedSoFar("connections"), 100)
+          assert.strictEqual(yield* Counters.limitedSoFar("descriptors"), 1)
+          yield* asks(served)
+          yield* asks(door.knock("next"))
+        }).pipe(Effect.provide([services(), layer]), Effect.provideService(Metric.MetricRegistry, new Map()))
+      }
+    )
+  })
+
   describe("with a client that does not take its answers", () => {
     const answer = 12 + '{"msg":"unknown containerID: nobody"}'.length
-    const settings = { outboxLimit: 500 }
+    const settings = { maxPending: 500 }
 
     /** A client that has asked `count` times, and the proxy's end of it, with as many answers pending as there may be. */
     const slow = Effect.fnUntraced(function* (door: ReturnType<typeof makeDoor>, count: number) {
@@ -154,7 +275,7 @@ describe("the proxy", () => {
         end.stall()
       })
       for (let i = 0; i < count; i++) client.offer([attach("nobody")])
-      while (proxy!.pending() <= settings.outboxLimit) yield* Effect.yieldNow
+      while (proxy!.pending() <= settings.maxPending) yield* Effect.yieldNow
       for (let trips = 0; trips < 3; trips++) yield* asks(door.knock("beside it"))
       return { client, proxy: proxy! }
     })
