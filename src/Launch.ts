@@ -5,6 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import * as Path from "node:path"
 import type { Config } from "./Flags.ts"
 import * as Daemon from "./layers/Daemon.ts"
 import * as Inspector from "./layers/Inspector.ts"
@@ -13,6 +14,9 @@ import * as SystemLog from "./layers/SystemLog.ts"
 import * as UnixListener from "./layers/UnixListener.ts"
 import type { ListenError } from "./services/Listener.ts"
 import { defaults, type Settings } from "./services/Settings.ts"
+
+// the build puts it in
+declare const CC_PROXY_STATE: string
 
 /** Exits all the same once a clean stop has taken too long: a client that does not read must not keep the daemon alive. */
 const boundStop = (settings: Settings) =>
@@ -40,7 +44,12 @@ export const run = (
   return Effect.gen(function* () {
     yield* boundStop(settings)
     const fd = yield* UnixListener.activated(process.env, process.pid)
-    yield* Daemon.run({ settings, socketPath: config.uri ?? config.socketPath, fd, pod })
+    const socketPath = config.uri ?? config.socketPath
+    const spoolParents =
+      config.spoolDir === undefined
+        ? [CC_PROXY_STATE, Path.dirname(socketPath)].map((parent) => Path.join(parent, "spool"))
+        : [config.spoolDir]
+    yield* Daemon.run({ settings, socketPath, fd, pod, spoolParents })
   }).pipe(
     Effect.provide(
       (config.pprof ? Inspector.layer({ host: config.pprofHost, port: config.pprofPort }) : Layer.empty).pipe(

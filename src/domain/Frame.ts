@@ -142,6 +142,17 @@ export const encode = (frame: Frame): Uint8Array => {
   return out
 }
 
+/** Where the last whole frame of `bytes` ends: of frames as `encode` and `writeHeader` make them, the first at 0. */
+export const wholeEnd = (bytes: Uint8Array): number => {
+  let end = 0
+  while (end + headerSize <= bytes.length) {
+    const next = end + headerSize + u32(bytes, end + 8)
+    if (next > bytes.length) break
+    end = next
+  }
+  return end
+}
+
 /** An incremental decoder; one per connection. */
 export interface Parser {
   /**

@@ -277,13 +277,13 @@ class Client implements Shim {
 
   /** Whether more may be handled now. */
   #room(): boolean {
-    const { maxHyper, maxPipelined, stdinLimit } = this.#around.settings
+    const { maxHyper, maxPipelined } = this.#around.settings
     return (
       this.#leaving ||
       (this.#answers.length < maxPipelined &&
         this.#underWay <= maxHyper &&
         !this.#behind() &&
-        (this.#session === undefined || this.#session.unfed() <= stdinLimit))
+        this.#session?.stuffed() !== true)
     )
   }
 

@@ -10,6 +10,7 @@ import * as Counters from "./Counters.ts"
 import { Deadlines } from "./Deadlines.ts"
 import { type Crowded, Listener, type ListenError, turnedAwayMillis } from "./Listener.ts"
 import type { Sessions } from "./Sessions.ts"
+import { Spool } from "./Spool.ts"
 import { Tally } from "./Tally.ts"
 import type { VmRegistry } from "./VmRegistry.ts"
 import type { Wire } from "./Wire.ts"
@@ -43,11 +44,12 @@ const turnAway = Effect.fnUntraced(function* (wire: Wire, crowded: Crowded) {
 })
 
 /** Serves clients until it is interrupted, which ends them all, or the listening socket breaks. */
-export const serve: Effect.Effect<never, ListenError, Deadlines | Listener | Sessions | VmRegistry> =
+export const serve: Effect.Effect<never, ListenError, Deadlines | Listener | Sessions | Spool | VmRegistry> =
   Effect.gen(function* () {
     const listener = yield* Listener
     const serveClient = yield* Client.make
     const deadlines = yield* Deadlines
+    const { files } = yield* Spool
     const run = yield* FiberSet.makeRuntime()
     const tallies = new Map<Crowded["what"], Tally>()
     const tally = ({ message, what }: Crowded) => {
@@ -61,6 +63,7 @@ export const serve: Effect.Effect<never, ListenError, Deadlines | Listener | Ses
     let count = 0
     // after the clients' fibers: at the end the daemon stops accepting before it ends its clients
     const { accept } = yield* listener.listen
+    run(files.open)
     for (;;) {
       const { connection, crowded } = yield* accept
       if (crowded !== undefined) {

@@ -8,13 +8,16 @@
 import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import type * as Agent from "../domain/Agent.ts"
-import { ByteQueue } from "../domain/ByteQueue.ts"
 import { redactToken, type Signal } from "../domain/ClientCommand.ts"
+import * as Frame from "../domain/Frame.ts"
 import type { ProcessStart } from "../domain/HyperData.ts"
 import * as IoMessage from "../domain/IoMessage.ts"
 import * as ProcessOutput from "../domain/ProcessOutput.ts"
+import { Backlog, type Holder, type Keeping } from "./Backlog.ts"
 import { Condition } from "./Condition.ts"
 import type { VmLost } from "./CtlChannel.ts"
+import type { Deadline } from "./Deadlines.ts"
+import type { Settings } from "./Settings.ts"
 import type { Wire } from "./Wire.ts"
 
 /** What a token cannot be used for, and why. */
@@ -40,6 +43,8 @@ export interface Owner {
   readonly exited: (session: Session, status: number) => void
   /** Sends a checked signal, or a terminal size, to the process. Waits until the process has started. */
   readonly signal: (session: Session, signal: Signal) => Effect.Effect<void, Told>
+  /** Its process has ended, or its VM, and it has no shim: frees it, unless the deadline is cancelled before. */
+  readonly orphaned: (session: Session) => Deadline
   /** The shim has said goodbye: ends the session for good. */
   readonly close: (session: Session) => void
 }
@@ -53,6 +58,21 @@ export interface Shim {
   readonly end: (reason: string) => void
 }
 
+/** How what waits in sessions is kept. */
+export interface Keepings {
+  readonly output: Keeping
+  readonly stdin: Keeping
+}
+
+/** From the limits of memory, and the spool for what exceeds them. */
+export const keepings = (
+  { outboxLimit, stdinLimit }: Pick<Settings, "outboxLimit" | "stdinLimit">,
+  spool: Keeping["spool"]
+): Keepings => ({
+  output: { memory: outboxLimit, whole: Frame.wholeEnd, spool },
+  stdin: { memory: stdinLimit, whole: ({ length }) => length, spool }
+})
+
 /**
  * `idle`: nothing asked, or the last start failed. `waiting`: a start waits for the shim or for its turn. `written`: the
  * agent has been asked. `started`: it has said ACK. Output may come, and end, before the ACK.
@@ -65,9 +85,16 @@ const sliceSize = 128 * 1024
 /** Bytes that a shim's wire may hold and still be handed more, so that it never runs dry: the rest waits here. */
 const wireSize = 64 * 1024
 
-const nothing: ReadonlyArray<Uint8Array> = []
+/** A chunk that has been handed to a wire, and where it ends among the bytes that the wire was offered. */
+interface Handed {
+  readonly chunk: Uint8Array
+  readonly end: number
+}
 
-export class Session {
+/** How many of a wire's bytes the kernel has taken. */
+const takenOf = (wire: Wire): number => wire.offered() - wire.pending()
+
+export class Session implements Holder {
   readonly token: string
   /** Sequence number of stdin and stdout; stderr's is the next one. */
   readonly stdio: number
@@ -78,6 +105,7 @@ export class Session {
   #shim: Shim | undefined
   #attached = false
   #over: SessionError | VmLost | undefined
+  #orphan: Deadline | undefined
   #heard = false
 
   // output: the range that is being extended, what waits, in whole frames, and the last that was handed over
@@ -85,24 +113,25 @@ export class Session {
   #open: Uint8Array | undefined
   #openStart = 0
   #openEnd = 0
-  readonly #outbox = new ByteQueue()
-  #handed = nothing
-  #handedSize = 0
+  readonly #outbox: Backlog
+  #handed: Array<Handed> = [] // what the kernel may not have taken, oldest first
   #draining = false
 
   // stdin
-  readonly #inbox = new ByteQueue()
+  readonly #inbox: Backlog
   #eof: "none" | "waiting" | "sent" = "none"
   #window = Number.POSITIVE_INFINITY
   #fed = 0
   #flooding = false // the last message was full
 
   /** A session with its token and its stdio sequence number. */
-  constructor(token: string, stdio: number, owner: Owner) {
+  constructor(token: string, stdio: number, owner: Owner, { output, stdin }: Keepings) {
     this.token = token
     this.stdio = stdio
     this.owner = owner
     this.#output = ProcessOutput.make(stdio)
+    this.#outbox = new Backlog(output, this)
+    this.#inbox = new Backlog(stdin, this)
   }
 
   get phase(): Phase {
@@ -138,6 +167,8 @@ export class Session {
     if (this.#shim !== undefined)
       return new SessionError({ reason: `token already claimed: ${redactToken(this.token)}` })
     this.#shim = candidate
+    this.#orphan?.cancel()
+    this.#orphan = undefined
     this.#changed.notify()
     return undefined
   }
@@ -146,6 +177,9 @@ export class Session {
   attach(candidate: Shim): void {
     if (this.#shim !== candidate) return
     this.#attached = true
+    const { status } = this
+    // an earlier shim was sent it, and may not have lived to read it
+    if (status !== undefined && this.#outbox.size === 0) this.#outbox.push(ProcessOutput.exitFrame(status))
     this.flush()
     this.#changed.notify()
   }
@@ -158,14 +192,19 @@ export class Session {
   /** The shim's connection has ended. What it did not take is kept for the next. */
   release(candidate: Shim): void {
     if (this.#shim !== candidate) return
-    // what the kernel did not take to its end, the shim cannot have read
+    // what the kernel did not take, the shim cannot have read; the next one begins with a whole frame
     this.#trim(candidate.wire)
-    this.#outbox.unshift(this.#handed)
-    this.#handed = nothing
-    this.#handedSize = 0
+    const [torn, ...rest] = this.#handed
+    if (torn !== undefined) {
+      const left = Math.min(torn.end - takenOf(candidate.wire), torn.chunk.length)
+      const whole = Frame.wholeEnd(torn.chunk.subarray(0, torn.chunk.length - left))
+      this.#outbox.unshift([torn.chunk.subarray(whole), ...rest.map(({ chunk }) => chunk)])
+    }
+    this.#handed = []
     this.#shim = undefined
     this.#attached = false
     this.#draining = false
+    this.#orphaned()
     this.#changed.notify()
   }
 
@@ -238,8 +277,8 @@ export class Session {
   flush(): void {
     this.#seal()
     const outbox = this.#outbox
-    if (this.#attached && (outbox.size > 0 || this.#handed.length > 0)) this.#send(this.#shim!)
-    if (outbox.size > 0) outbox.settle()
+    if (this.#attached && (outbox.ready > 0 || this.#handed.length > 0)) this.#send(this.#shim!)
+    outbox.settle()
     if (outbox.size > 0 || this.#handed.length > 0) this.#changed.notify()
   }
 
@@ -252,7 +291,12 @@ export class Session {
     this.#exited(status)
   }
 
-  /** Bytes of output that wait, here or in the shim's wire. */
+  /** Output for which there is no room: its VM's output should pause. */
+  get output(): Pick<Backlog, "full" | "roomy" | "stuck"> {
+    return this.#outbox
+  }
+
+  /** Bytes of output that wait, here, in the spool, or in the shim's wire. */
   backlog(): number {
     return this.#outbox.size + (this.#shim !== undefined && this.#handed.length > 0 ? this.#shim.wire.pending() : 0)
   }
@@ -269,27 +313,27 @@ export class Session {
   /** Sends stdin, if the process has started. */
   pump(): void {
     this.#wake()
-    if (this.#inbox.size > 0) this.#inbox.settle()
+    this.#inbox.settle()
   }
 
-  /** Bytes of stdin that wait. */
-  unfed(): number {
-    return this.#inbox.size
+  /** Whether there is no room for more stdin: the shim's should pause. */
+  stuffed(): boolean {
+    return this.#inbox.full()
   }
 
   /** Takes up to `size` bytes of messages for the agent, in a buffer of its own; `undefined` where none may be sent now. */
   takeStdin(rule: Agent.StdinRule, size: number): Uint8Array | undefined {
-    if (this.#phase !== "started" || this.#over !== undefined) return undefined
-    if (this.#inbox.size === 0 && this.#eof !== "waiting") return undefined
+    if (!this.#hasStdin()) return undefined
     this.#window = Math.min(this.#window, rule.window)
     const { headerSize } = IoMessage
     const inbox = this.#inbox
-    const most = Math.min(inbox.size, this.#window)
+    const most = Math.min(inbox.ready, this.#window)
     const out = new Uint8Array(Math.min(size, most + (Math.ceil(most / rule.messageData) + 1) * headerSize))
     let at = 0
     for (;;) {
-      const length = Math.min(rule.messageData, inbox.size, this.#window)
+      const length = Math.min(rule.messageData, inbox.ready, this.#window)
       if (length === 0 || at + headerSize + length > out.length) break
+      if (inbox.ready < rule.messageData && inbox.coming) break
       if (rule.full && this.#flooding && length < rule.messageData && this.#eof === "none") break
       this.#flooding = length === rule.messageData
       IoMessage.writeHeader(out, at, this.stdio, length)
@@ -303,6 +347,7 @@ export class Session {
       this.#eof = "sent"
     }
     if (at === 0) return undefined
+    inbox.settle()
     this.#changed.notify()
     return out.subarray(0, at)
   }
@@ -318,7 +363,8 @@ export class Session {
 
   /** Whether stdin waits for more, so that its messages stay full, and how many bytes have come in all. */
   waitsForMore(): number | undefined {
-    return this.#flooding && this.#inbox.size > 0 && this.#eof === "none" ? this.#fed : undefined
+    const { coming, size } = this.#inbox
+    return this.#flooding && size > 0 && !coming && this.#eof === "none" ? this.#fed : undefined
   }
 
   /** Nothing more has come in time: what is there may go. */
@@ -329,11 +375,13 @@ export class Session {
   /** The shim has said goodbye, or nobody may come back: drops what waits. */
   close(reason: SessionError | VmLost): void {
     this.#over ??= reason
+    this.#shim = undefined // its end is nobody's any more
+    this.#attached = false
     this.#outbox.clear()
-    this.#handed = nothing
-    this.#handedSize = 0
+    this.#handed = []
     this.#open = undefined
     this.#inbox.clear()
+    this.#orphan?.cancel()
     this.#changed.notify()
   }
 
@@ -341,7 +389,24 @@ export class Session {
   lose(lost: VmLost): void {
     this.#over ??= lost
     this.#inbox.clear()
+    this.#orphaned()
     this.#changed.notify()
+  }
+
+  moved(backlog: Backlog): void {
+    if (backlog === this.#inbox) this.#wake()
+    else this.flush()
+    this.#changed.notify()
+  }
+
+  cut(backlog: Backlog): void {
+    // the status was the last of it
+    if (backlog === this.#outbox && this.status !== undefined) this.#outbox.push(ProcessOutput.exitFrame(this.status))
+  }
+
+  fields(backlog: Backlog): Readonly<Record<string, unknown>> {
+    const stream = backlog === this.#inbox ? "stdin" : "output"
+    return { vm: this.owner.id, container: this.#process?.container, stream }
   }
 
   #seal() {
@@ -352,38 +417,25 @@ export class Session {
     this.#open = undefined
   }
 
-  /** Forgets what the kernel has taken of what was handed over, but for the chunk that it may have taken in part. */
+  /** Forgets the chunks that the kernel has taken to their ends. */
   #trim(wire: Wire) {
-    const pending = wire.pending()
-    if (pending === 0) {
-      this.#handed = nothing
-      this.#handedSize = 0
-      return
-    }
-    let taken = 0
-    for (; taken < this.#handed.length; taken++) {
-      const size = this.#handed[taken]!.length
-      if (this.#handedSize - size < pending) break
-      this.#handedSize -= size
-    }
-    if (taken > 0) this.#handed = this.#handed.slice(taken)
+    const taken = takenOf(wire)
+    let count = 0
+    while (count < this.#handed.length && this.#handed[count]!.end <= taken) count++
+    if (count > 0) this.#handed.splice(0, count)
   }
 
   /** Hands over what waits, as long as the shim keeps up; and goes on with it once the wire has drained. */
   #send(shim: Shim) {
     const { wire } = shim
-    while (this.#outbox.size > 0 && wire.pending() <= wireSize) {
+    while (this.#outbox.ready > 0 && wire.pending() <= wireSize) {
       const slice = this.#outbox.take(sliceSize)
+      let end = wire.offered()
       wire.offer(slice)
-      if (wire.pending() === 0) {
-        this.#trim(wire)
-        continue
-      }
-      for (const chunk of slice) this.#handedSize += chunk.length
-      this.#handed = this.#handed.concat(slice)
+      if (wire.pending() > 0) for (const chunk of slice) this.#handed.push({ chunk, end: (end += chunk.length) })
       this.#trim(wire)
     }
-    if (this.#draining || (this.#outbox.size === 0 && this.#handed.length === 0)) return
+    if (this.#draining || (this.#outbox.ready === 0 && this.#handed.length === 0)) return
     this.#draining = true
     shim.run(
       Effect.matchEffect(wire.drained, {
@@ -406,10 +458,21 @@ export class Session {
     this.#inbox.clear()
     this.#changed.notify()
     this.owner.exited(this, status)
+    this.#orphaned()
+  }
+
+  #orphaned() {
+    if (this.#shim !== undefined || (this.#over === undefined && this.status === undefined)) return
+    this.#orphan ??= this.owner.orphaned(this)
   }
 
   #wake() {
-    if (this.#phase === "started" && this.#over === undefined && (this.#inbox.size > 0 || this.#eof === "waiting"))
-      this.owner.stdin(this)
+    if (this.#hasStdin()) this.owner.stdin(this)
+  }
+
+  /** Whether there is stdin, and a process that runs. */
+  #hasStdin(): boolean {
+    const running = this.#phase === "started" && this.#over === undefined && this.status === undefined
+    return running && (this.#inbox.size > 0 || this.#eof === "waiting")
   }
 }

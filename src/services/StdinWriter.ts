@@ -53,13 +53,15 @@ export class StdinWriter {
           this.#once(
             this.#pinging,
             session,
-            Effect.gen(() => this.#openWindow(session))
+            Effect.gen(() => this.#window()),
+            openWindow
           )
         if (rule.full && session.waitsForMore() !== undefined)
           this.#once(
             this.#tails,
             session,
-            Effect.gen(() => this.#awaitMore(session))
+            Effect.gen(() => this.#tail(session)),
+            sendTail
           )
       } else {
         if (this.#debug) this.#run(IoDump.dump("to agent", messages, 0, messages.length))
@@ -79,41 +81,47 @@ export class StdinWriter {
     )
   }
 
-  /** Runs one of `kind` for a session at a time. */
-  #once(kind: Set<Session>, session: Session, wait: Effect.Effect<void>) {
+  /** Runs one of `kind` for a session at a time, and what follows from it once another may be run. */
+  #once(kind: Set<Session>, session: Session, wait: Effect.Effect<boolean>, then: (session: Session) => void) {
     if (kind.has(session)) return
     kind.add(session)
     this.#run(
-      Effect.ensuring(
-        wait,
-        Effect.sync(() => kind.delete(session))
+      Effect.map(
+        Effect.ensuring(
+          wait,
+          Effect.sync(() => kind.delete(session))
+        ),
+        (came) => {
+          if (!came) return
+          then(session)
+          this.wake(session)
+        }
       )
     )
   }
 
   /** Waits until the agent has answered as many pings as it takes to empty its buffer. It is asked for as long as the VM lives. */
-  *#openWindow(session: Session) {
+  *#window() {
     for (let answered = 0; answered < Agent.pingsPerWindow;) {
       const reply = yield* this.#ctl
-        .request({ command: "ping", code: CtlMessage.Code.ping, payload: empty })
+        .request({ command: "ping", code: CtlMessage.Code.ping, payload: empty, own: true })
         .pipe(Effect.result)
       if (reply._tag === "Success" || reply.failure._tag === "AgentRefused") answered++
-      else if (reply.failure._tag === "VmLost") return
+      else if (reply.failure._tag === "VmLost") return false
     }
-    this.#pinging.delete(session)
-    session.openWindow()
-    this.wake(session)
+    return true
   }
 
   /** Waits until what makes messages full has come, or nothing has come for a while. */
-  *#awaitMore(session: Session) {
+  *#tail(session: Session) {
     for (let seen: number | undefined; session.waitsForMore() !== seen;) {
       seen = session.waitsForMore()
-      if (seen === undefined) return
+      if (seen === undefined) return false
       yield* Effect.sleep(Agent.tailWait)
     }
-    session.sendTail()
-    this.#tails.delete(session)
-    this.wake(session)
+    return true
   }
 }
+
+const openWindow = (session: Session) => session.openWindow()
+const sendTail = (session: Session) => session.sendTail()

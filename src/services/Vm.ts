@@ -10,7 +10,6 @@ import * as Fiber from "effect/Fiber"
 import * as FiberSet from "effect/FiberSet"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
-import * as Semaphore from "effect/Semaphore"
 import * as Stream from "effect/Stream"
 import type * as Tracer from "effect/Tracer"
 import * as Agent from "../domain/Agent.ts"
@@ -19,12 +18,14 @@ import * as CtlMessage from "../domain/CtlMessage.ts"
 import * as HyperData from "../domain/HyperData.ts"
 import type * as IoMessage from "../domain/IoMessage.ts"
 import * as Condition from "./Condition.ts"
-import type { CtlChannel, CtlFailure, CtlRequest, Handlers, VmLost } from "./CtlChannel.ts"
-import { Deadlines } from "./Deadlines.ts"
+import * as Counters from "./Counters.ts"
+import { type CtlChannel, type CtlFailure, type CtlRequest, type Handlers, VmLost } from "./CtlChannel.ts"
+import { type Deadline, Deadlines } from "./Deadlines.ts"
 import { type ConnectFailed, Hyperstart, type HyperstartConnection, type VmSockets } from "./Hyperstart.ts"
-import { type Owner, Session, SessionError } from "./Session.ts"
+import { type Keepings, keepings, type Owner, Session, SessionError } from "./Session.ts"
 import { Sessions, UnknownToken } from "./Sessions.ts"
 import { Settings } from "./Settings.ts"
+import { Spool } from "./Spool.ts"
 import { StdinWriter } from "./StdinWriter.ts"
 
 /** A client named a command that no client may send, or that does not exist. Nothing has been queued. */
@@ -85,11 +86,19 @@ const nullStderr = 2
 /** Millis that the second channel may take to end after the first, and that it may be silent while it gives out what it holds. */
 const lastWords = 100
 
+/** Millis between two looks at a channel that is not pulled. */
+const lookEvery = 1000
+
+/** How often that is waited for, at most: what a socket holds is read in far less. */
+const mostLastWords = 10
+
 /** Most bytes read from a VM's io channel after its loss: more than a socket holds, and no flood of one whose ctl has ended. */
 const maxLastWords = 4 * 1024 * 1024
 
 const empty = new Uint8Array(0)
 const disconnected = new SessionError({ reason: "the shim has disconnected" })
+const abandoned = new SessionError({ reason: "no shim came back" })
+const stopped = new SessionError({ reason: "the daemon stops" })
 
 /** What a VM is made with: its surroundings. */
 interface Surroundings {
@@ -97,6 +106,7 @@ interface Surroundings {
   readonly sessions: Sessions["Service"]
   readonly deadlines: Deadlines["Service"]
   readonly clock: Clock.Clock
+  readonly keepings: Keepings
   /** Runs effects for as long as the VM lives. */
   readonly run: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
   readonly span: Tracer.Span
@@ -113,11 +123,12 @@ export class Vm implements Owner, Handlers {
   #connection!: HyperstartConnection
   #stdin!: StdinWriter
   #nextSequence = firstSequence
+  #exits: Array<Agent.ProcessEvent> = [] // of processes without a name, whose output had not ended
   #unnamed = false // a process was started without an id
   #unregistered = false
   #lost: VmLost | undefined
   #api: number | undefined
-  #versionOnce: Semaphore.Semaphore | undefined
+  #asking: Fiber.Fiber<number, CtlFailure> | undefined
 
   // output
   readonly #touched = new Set<Session>()
@@ -149,7 +160,7 @@ export class Vm implements Owner, Handlers {
   /** Makes `count` sessions and tells their tokens. */
   allocate(count: number): ReadonlyArray<string> {
     return Array.from({ length: count }, () => {
-      const session = new Session(this.#around.sessions.token(), this.#nextSequence, this)
+      const session = new Session(this.#around.sessions.token(), this.#nextSequence, this, this.#around.keepings)
       this.#nextSequence += 2
       this.#routes.set(session.stdio, session)
       this.#routes.set(session.stdio + 1, session)
@@ -200,7 +211,7 @@ export class Vm implements Owner, Handlers {
     const sessions = Array.from(this.#sessions)
     for (const session of sessions) session.lose(reason)
     const finishing = Array.from(sessions, (session) => this.run(Effect.gen(() => this.#finish(session, reason))))
-    for (let seen = -1; !this.#readAll && seen !== this.#batches;) {
+    for (let seen = -1, waits = 0; !this.#readAll && seen !== this.#batches && waits < mostLastWords; waits++) {
       seen = this.#batches
       yield* this.#around.deadlines.within(lastWords, () => this.#readAll, this.#changed)
     }
@@ -210,9 +221,9 @@ export class Vm implements Owner, Handlers {
     if (finishing.length > 0) yield* Fiber.awaitAll(finishing)
   }
 
-  /** Forgets every session: the VM is gone. */
+  /** Frees every session: the VM is gone. */
   end(): void {
-    for (const session of this.#sessions) this.#forget(session)
+    for (const session of this.#sessions) this.#free(session, this.#lost ?? stopped)
   }
 
   // what its channel and its sessions tell
@@ -225,10 +236,37 @@ export class Vm implements Owner, Handlers {
     const event = code === CtlMessage.Code.processEvent ? Agent.decodeProcessEvent(payload) : undefined
     if (event === undefined) return Effect.logDebug(`ctl message ${code} ignored`)
     if (event.event !== "finished") return Effect.logDebug("process event ignored")
-    const session = this.#findProcess(event)
-    if (session === undefined) return Effect.logDebug("exit of a process without a session ignored")
-    session.exit(event.status & 0xff)
+    const named = event.process !== Agent.unnamedProcess
+    const sessions = this.#running(event.container, named ? event.process : undefined)
+    // of several without a name it is the one whose output ends: the two channels are not in step
+    const session = sessions.length === 1 || named ? sessions[0] : sessions.find(({ outputEnded }) => outputEnded)
+    if (session !== undefined) {
+      session.exit(event.status & 0xff)
+      return undefined
+    }
+    const early = this.#exits.filter(({ container }) => container === event.container)
+    if (early.length >= sessions.length) return Effect.logDebug("exit of a process without a session ignored")
+    this.#exits = this.#exits.filter(({ container }) => this.#running(container, undefined).length > 0)
+    this.#exits.push(event)
     return undefined
+  }
+
+  /** The sessions of a container's processes that have been started, have no status yet, and go by `name`. */
+  #running(container: string, name: string | undefined): ReadonlyArray<Session> {
+    return Array.from(this.#sessions).filter(
+      ({ phase, process, status }) =>
+        (phase === "written" || phase === "started") &&
+        status === undefined &&
+        process!.container === container &&
+        process!.process === name
+    )
+  }
+
+  /** The output of a process without a name has ended: an exit that came before may have been its. */
+  #claimExit(session: Session) {
+    if (!session.outputEnded || session.status !== undefined || session.process?.process !== undefined) return
+    const at = this.#exits.findIndex(({ container }) => container === session.process?.container)
+    if (at >= 0) session.exit(this.#exits.splice(at, 1)[0]!.status & 0xff)
   }
 
   lost(reason: VmLost): void {
@@ -256,29 +294,17 @@ export class Vm implements Owner, Handlers {
     return Effect.suspend(() => Fiber.join(this.run(Effect.gen(() => this.#signal(session, given)))))
   }
 
+  orphaned(session: Session): Deadline {
+    const { deadlines, settings } = this.#around
+    return deadlines.set(Duration.toMillis(settings.orphanTimeout), () => this.#abandon(session))
+  }
+
   close(session: Session): void {
-    this.#forget(session) // first: closing it lets output go on, which must not find it any more
-    session.close(disconnected)
+    this.#free(session, disconnected)
   }
 
   get #ctl(): CtlChannel {
     return this.#connection.ctl
-  }
-
-  #findProcess(event: Agent.ProcessEvent): Session | undefined {
-    let init: Session | undefined
-    for (const session of this.#sessions) {
-      const { process } = session
-      // a start that was refused leaves its session idle
-      if (session.phase === "idle" || process?.container !== event.container || session.status !== undefined) continue
-      if (event.process === Agent.unnamedProcess) {
-        if (process.process === undefined && session.outputEnded) return session
-        if (process.init && process.process === undefined) init = session
-      } else if (process.process === event.process) {
-        return session
-      }
-    }
-    return init
   }
 
   #mark(session: Session, event: string) {
@@ -290,12 +316,14 @@ export class Vm implements Owner, Handlers {
     this.#spans.delete(session)
   }
 
-  #forget(session: Session) {
+  #free(session: Session, reason: SessionError | VmLost) {
+    // first: closing it lets output go on, which must not find it any more
     this.#around.sessions.forget(session.token)
     this.#routes.delete(session.stdio)
     this.#routes.delete(session.stdio + 1)
     this.#sessions.delete(session)
     this.#endSpan(session, Exit.void)
+    session.close(reason)
     this.#changed.notify()
   }
 
@@ -343,7 +371,7 @@ export class Vm implements Owner, Handlers {
     if (!(yield* deadlines.within(millis, () => session.attached || withdrawn(), session.changed))) {
       const what = `shim with token ${redactToken(session.token)}`
       const error = new WaitTimeout({ what, after: settings.shimTimeout })
-      yield* Effect.logWarning(error.message)
+      yield* Effect.logWarning(error.message, { vm: this.id })
       return yield* error
     }
     if (withdrawn()) return yield* Effect.fail(failure())
@@ -378,8 +406,16 @@ export class Vm implements Owner, Handlers {
         Effect.tap((version) => Effect.sync(() => (this.#api = version)))
       )
     })
-    this.#versionOnce ??= Semaphore.makeUnsafe(1)
-    return this.#versionOnce.withPermit(asked)
+    // whoever waits for it shares the answer, or its failure: nobody waits for more than one
+    return Effect.suspend(() => {
+      this.#asking ??= this.run(
+        Effect.ensuring(
+          asked,
+          Effect.sync(() => (this.#asking = undefined))
+        )
+      )
+      return Fiber.join(this.#asking)
+    })
   }
 
   /** Waits until the process runs, or, for a signal that would kill it, until there is nothing to kill. */
@@ -446,6 +482,7 @@ export class Vm implements Owner, Handlers {
         if (run.sequence >= firstSequence) dropped += run.end - run.start
       } else {
         dropped += session.deliver(run)
+        if (this.#exits.length > 0) this.#claimExit(session)
         this.#touched.add(session)
       }
     }
@@ -453,49 +490,65 @@ export class Vm implements Owner, Handlers {
     let full: Array<Session> | undefined
     for (const session of this.#touched) {
       session.flush()
-      if (session.backlog() > this.#around.settings.outboxLimit) (full ??= []).push(session)
+      if (session.output.full()) (full ??= []).push(session)
     }
     this.#touched.clear()
     if (dropped > 0) {
       this.#stray += dropped
-      this.run(Effect.logDebug("output for nobody dropped", { bytes: dropped, total: this.#stray }))
+      const log = Effect.logDebug("output for nobody dropped", { bytes: dropped, total: this.#stray })
+      this.run(Effect.andThen(Counters.dropped("stray", dropped), log))
     }
     return full === undefined
       ? Effect.void
       : Effect.forEach(full, (session) => Effect.gen(() => this.#pause(session)), { discard: true })
   }
 
-  *#pause(session: Session) {
-    const container = session.process?.container
-    const log = ++this.#pauses === 1 ? Effect.logInfo : Effect.logDebug
-    yield* log("output of the VM pauses: a shim is behind", { container })
-    const { outboxLimit } = this.#around.settings
-    const goOn = () => session.backlog() <= outboxLimit / 2 || this.#lost !== undefined
-    yield* Condition.until(goOn, session.changed, this.#changed)
+  /** Waits until there is room for a session's output. */
+  *#pause({ changed, output, process }: Session) {
+    const goOn = () => output.roomy() || this.#lost !== undefined
+    // the spool may only be slower than the agent for a moment
+    yield* Condition.until(() => goOn() || output.stuck(), changed, this.#changed)
+    if (goOn()) return
+    const container = process?.container
+    const log = ++this.#pauses === 1 ? Effect.logWarning : Effect.logDebug
+    yield* log("output of the VM pauses: a shim is behind, and the spool takes no more", { container })
+    yield* Effect.raceFirst(
+      Effect.gen(() => this.#untilRoom(goOn, changed)),
+      this.#connection.input.closed
+    )
+    if (!goOn()) this.lost(new VmLost({ reason: `io: ${this.#connection.input.peer} closed the connection` }))
     yield* Effect.logDebug("output of the VM goes on", { container, pauses: this.#pauses })
+  }
+
+  *#untilRoom(goOn: () => boolean, changed: Condition.Condition) {
+    const { deadlines } = this.#around
+    // nobody pulls meanwhile: only a write shows whether the channel has ended
+    while (!(yield* deadlines.within(lookEvery, goOn, changed, this.#changed))) this.#connection.input.offer([empty])
   }
 
   /** Delivers what is left of a lost VM's session, and ends its shim's connection. */
   *#finish(session: Session, reason: VmLost) {
-    const { deadlines, settings } = this.#around
     // nothing can come for a process that never was
     const delivered = () => (this.#drained || session.phase === "idle") && session.backlog() === 0
-    while (!delivered()) {
-      const { shim } = session
-      if (shim !== undefined) {
-        yield* Condition.until(() => delivered() || session.shim !== shim, session.changed, this.#changed)
-        continue
-      }
-      const settled = () => delivered() || this.#unregistered || session.shim !== undefined
-      yield* deadlines.within(Duration.toMillis(settings.orphanTimeout), settled, session.changed, this.#changed)
-      if (session.shim !== undefined || delivered()) continue
-      if (session.backlog() > 0)
-        yield* Effect.logWarning("output that no shim came back for dropped", { bytes: session.backlog() })
-      break
+    const givenUp = () => this.#unregistered && session.shim === undefined
+    const settled = () => delivered() || givenUp() || !this.#sessions.has(session)
+    yield* Condition.until(settled, session.changed, this.#changed)
+    if (!this.#sessions.has(session)) return
+    if (!delivered()) return this.#abandon(session)
+    const { shim } = session
+    this.#free(session, reason)
+    shim?.end(reason.message)
+  }
+
+  /** Frees a session that no shim came back for. */
+  #abandon(session: Session) {
+    const bytes = session.backlog()
+    if (bytes > 0) {
+      const container = session.process?.container
+      const log = Effect.logWarning("output that no shim came back for dropped", { bytes, container })
+      this.run(Effect.andThen(Counters.dropped("orphan", bytes), log))
     }
-    session.shim?.end(reason.message)
-    this.#forget(session)
-    session.close(reason)
+    this.#free(session, abandoned)
   }
 }
 
@@ -503,11 +556,17 @@ export class Vm implements Owner, Handlers {
 export const make: Effect.Effect<
   (id: string, sockets: VmSockets) => Effect.Effect<Vm, ConnectFailed, Scope.Scope>,
   never,
-  Deadlines | Hyperstart | Sessions
+  Deadlines | Hyperstart | Sessions | Spool
 > = Effect.gen(function* () {
   const hyperstart = yield* Hyperstart
-  const clock = yield* Clock.Clock
-  const services = { settings: yield* Settings, sessions: yield* Sessions, deadlines: yield* Deadlines, clock }
+  const settings = yield* Settings
+  const services = {
+    settings,
+    sessions: yield* Sessions,
+    deadlines: yield* Deadlines,
+    clock: yield* Clock.Clock,
+    keepings: keepings(settings, yield* Spool)
+  }
   return Effect.fnUntraced(function* (id, sockets) {
     const run = yield* FiberSet.makeRuntime()
     const span = yield* Effect.makeSpan("vm", { root: true, attributes: { vm: id } })
@@ -515,7 +574,7 @@ export const make: Effect.Effect<
     yield* Effect.addFinalizer((exit) =>
       Effect.sync(() => {
         vm.end()
-        span.end(clock.currentTimeNanosUnsafe(), exit)
+        span.end(services.clock.currentTimeNanosUnsafe(), exit)
       })
     )
     vm.connected(yield* hyperstart.connect(sockets, vm))

@@ -15,9 +15,11 @@ import { Hyperstart } from "../../src/services/Hyperstart.ts"
 import { Listener, type ListenError } from "../../src/services/Listener.ts"
 import * as Proxy from "../../src/services/Proxy.ts"
 import { Sessions } from "../../src/services/Sessions.ts"
+import { Spool } from "../../src/services/Spool.ts"
 import { TokenSource } from "../../src/services/TokenSource.ts"
 import { VmRegistry } from "../../src/services/VmRegistry.ts"
 import { Dialer, type Wire, WireClosed } from "../../src/services/Wire.ts"
+import { MemorySpool } from "../support/MemorySpool.ts"
 
 const empty = new Uint8Array(0)
 const utf8 = new TextEncoder()
@@ -54,6 +56,10 @@ abstract class Peer implements Wire {
       this.received += chunk.length
       this.onWrite(chunk)
     }
+  }
+
+  offered() {
+    return this.received
   }
 
   pending() {
@@ -224,12 +230,16 @@ export const serve = Effect.scoped(Proxy.serve).pipe(
     VmRegistry.layer.pipe(
       Layer.provideMerge(Hyperstart.layer),
       Layer.provideMerge(Sessions.layer),
+      Layer.provideMerge(Spool.layer),
       Layer.provideMerge(Deadlines.layer),
+      Layer.provide(MemorySpool.layer),
       Layer.provide([Layer.succeed(Dialer, { dial }), Layer.succeed(TokenSource, { next: () => tokenOf(++tokens) })]),
       Layer.provideMerge(
         Layer.succeed(Listener, {
           url: "unix:///run/proxy.sock",
-          listen: Effect.succeed({ accept: Effect.map(arrivals.take, (client) => Effect.succeed(client)) })
+          listen: Effect.succeed({
+            accept: Effect.map(arrivals.take, (client) => ({ crowded: undefined, connection: Effect.succeed(client) }))
+          })
         })
       )
     )

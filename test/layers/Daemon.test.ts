@@ -21,9 +21,14 @@ const start = Effect.fnUntraced(function* (options: Partial<Daemon.Options> = {}
   const agent = yield* FakeAgent.start(path)
   const { layer, records } = Records.make(happened)
   const running = yield* Effect.forkScoped(
-    Daemon.run({ settings: { ...defaults, ...settings }, socketPath, fd: undefined, pod: false, ...options }).pipe(
-      Effect.provide(layer)
-    )
+    Daemon.run({
+      settings: { ...defaults, ...settings },
+      socketPath,
+      fd: undefined,
+      pod: false,
+      spoolParents: [path],
+      ...options
+    }).pipe(Effect.provide(layer))
   )
   yield* until("the daemon to listen", () => records.some(({ msg }) => msg === "listening") || running.pollUnsafe())
   const connect = RawClient.connect(socketPath)
@@ -126,7 +131,7 @@ describe("the daemon", () => {
 
   it.live("ends in pod mode although nobody unregisters its VM, after a while", () =>
     Effect.gen(function* () {
-      const daemon = yield* start({ pod: true }, { orphanTimeout: Duration.millis(50) })
+      const daemon = yield* start({ pod: true }, { podTimeout: Duration.millis(50) })
       const { runtime } = yield* boot(daemon)
       daemon.agent.powerOff()
       yield* Fiber.join(daemon.running)
@@ -137,7 +142,13 @@ describe("the daemon", () => {
   it.live("fails where it cannot listen", () =>
     Effect.gen(function* () {
       const daemon = yield* start()
-      const second = Daemon.run({ settings: defaults, socketPath: daemon.socketPath, fd: undefined, pod: false })
+      const second = Daemon.run({
+        settings: defaults,
+        socketPath: daemon.socketPath,
+        fd: undefined,
+        pod: false,
+        spoolParents: []
+      })
       const error = yield* Effect.flip(second)
       assert.strictEqual(error.message, `another process serves ${daemon.socketPath}`)
       yield* daemon.connect

@@ -3,6 +3,7 @@ import * as Bytes from "effect/Bytes"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as FiberSet from "effect/FiberSet"
+import * as Layer from "effect/Layer"
 import * as TestClock from "effect/testing/TestClock"
 import { Command } from "../../src/domain/Frame.ts"
 import * as CtlMessage from "../../src/domain/CtlMessage.ts"
@@ -10,8 +11,10 @@ import * as IoMessage from "../../src/domain/IoMessage.ts"
 import { Session } from "../../src/services/Session.ts"
 import { utf8 } from "../support/Bytes.ts"
 import { ack, type FakeAgent, likeC, refuse, silence } from "../support/FakeHyperstart.ts"
+import { unused } from "../support/MemorySpool.ts"
 import * as MemoryWire from "../support/MemoryWire.ts"
 import { execCmd, newContainer, register, running, shimFor } from "../support/Pod.ts"
+import * as Records from "../support/Records.ts"
 import { TestProxy } from "../support/TestProxy.ts"
 
 const { Code } = CtlMessage
@@ -100,10 +103,10 @@ describe("output", () => {
       const second = yield* shimFor(tokens[1])
       yield* runtime.ask(Command.Hyper, execCmd(tokens[1]))
       shim.stopReading()
-      for (let i = 0; i < 10; i++) agent.io(3, pattern(100, i * 100))
+      for (let i = 0; i < 10; i++) agent.io(3, pattern(10_000, i * 100))
       agent.io(5, "beside it")
       yield* second.until(() => second.output() === "beside it")
-      for (let i = 10; i < 12; i++) agent.io(3, pattern(100, i * 100))
+      for (let i = 10; i < 40; i++) agent.io(3, pattern(10_000, i * 100))
       agent.io(5, "; behind it")
       yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
       assert.strictEqual(second.output(), "beside it")
@@ -112,8 +115,8 @@ describe("output", () => {
       agent.exit(3, 0)
       yield* shim.until(() => shim.status() === 0)
       const received = Bytes.concat(shim.received.filter(({ type }) => type === "stdout").map(({ payload }) => payload))
-      assert.deepStrictEqual(received, Bytes.concat(Array.from({ length: 12 }, (_, i) => pattern(100, i * 100))))
-    }).pipe(Effect.provide(TestProxy.layer({ outboxLimit: 1200 })))
+      assert.deepStrictEqual(received, Bytes.concat(Array.from({ length: 40 }, (_, i) => pattern(10_000, i * 100))))
+    }).pipe(Effect.provide(TestProxy.layer({ outboxLimit: 120_000, spoolLimit: 0 })))
   )
 
   it.effect("that a shim has not taken when it dies is sent again to the next", () =>
@@ -133,14 +136,20 @@ describe("output", () => {
   it.effect("that comes for a shim whose connection has just ended, before that is known here, goes to the next", () =>
     Effect.gen(function* () {
       const run = yield* FiberSet.makeRuntime()
-      const session = new Session("token", 3, {
-        id: "vm",
-        stdin: () => {},
-        firstOutput: () => {},
-        exited: () => {},
-        signal: () => Effect.void,
-        close: () => {}
-      })
+      const session = new Session(
+        "token",
+        3,
+        {
+          id: "vm",
+          stdin: () => {},
+          firstOutput: () => {},
+          exited: () => {},
+          signal: () => Effect.void,
+          orphaned: () => assert.fail("nobody is away"),
+          close: () => {}
+        },
+        unused
+      )
       const attached = () => {
         const { a, b } = MemoryWire.pair("shim", "proxy")
         const shim = { wire: a, run, end: () => {} }
@@ -182,6 +191,28 @@ describe("output", () => {
 })
 
 describe("claims", () => {
+  it.effect("are given up after 100 ms of waiting for the end of an earlier one, which is logged", () => {
+    const log = Records.make()
+    return Effect.gen(function* () {
+      const { shim, token } = yield* running("a")
+      const second = yield* (yield* TestProxy).connect
+      const claim = yield* Effect.forkChild(second.refused(Command.ConnectShim, { token }), { startImmediately: true })
+      yield* TestClock.adjust("99 millis")
+      assert.isUndefined(claim.pollUnsafe())
+      yield* TestClock.adjust("1 millis")
+      const error = yield* Fiber.join(claim)
+      assert.strictEqual(error, "token already claimed: token-…")
+      assert.deepInclude(log.records, {
+        level: "Info",
+        msg: "command refused",
+        fields: { error },
+        annotations: {}
+      })
+      assert.isFalse(shim.ended() || second.ended())
+      yield* shim.ask(Command.Signal, { signalNumber: 10 })
+    }).pipe(Effect.provide(TestProxy.layer().pipe(Layer.provideMerge(log.layer))))
+  })
+
   it.effect("hold while the shim is connected, and show only a prefix of the token", () =>
     Effect.gen(function* () {
       const { shim, token } = yield* running("a")
@@ -216,7 +247,7 @@ describe("claims", () => {
     Effect.gen(function* () {
       const { agent, runtime, tokens } = yield* register("a", 1)
       const shim = yield* shimFor(tokens[0])
-      const sent = pattern(10_000)
+      const sent = pattern(40_000)
       for (let at = 0; at < sent.length; at += 500) shim.stdin(sent.subarray(at, at + 500))
       shim.send(Command.Signal, { signalNumber: 1 })
       shim.leave()
@@ -228,7 +259,7 @@ describe("claims", () => {
       // the last thing that it sent was for its process
       yield* agent.until(() => agent.commands.length === 2)
       assert.strictEqual(agent.commands[1]?.text, '{"container":"c1","signal":1,"allProcesses":false}')
-    }).pipe(Effect.provide(TestProxy.layer({ stdinLimit: 1000 })))
+    }).pipe(Effect.provide(TestProxy.layer({ stdinLimit: 8192, spoolLimit: 0 })))
   )
 
   it.effect("end with DisconnectShim while the VM's output waits for them, and it goes on", () =>
@@ -381,7 +412,7 @@ describe("stdin", () => {
     Effect.gen(function* () {
       const { agent, runtime, tokens } = yield* register("a", 1)
       const shim = yield* shimFor(tokens[0])
-      const sent = pattern(10_000)
+      const sent = pattern(40_000)
       for (let at = 0; at < sent.length; at += 500) shim.stdin(sent.subarray(at, at + 500))
       shim.stdin("")
       shim.send(Command.Signal, { signalNumber: 1 }) // behind stdin that is not read yet
@@ -389,20 +420,20 @@ describe("stdin", () => {
       yield* agent.until(() => agent.stdin.at(-1)?.data.length === 0)
       assert.deepStrictEqual(stdinOf(agent, 3).bytes, sent)
       yield* shim.until(() => shim.responses().length === 2)
-    }).pipe(Effect.provide(TestProxy.layer({ stdinLimit: 1000 })))
+    }).pipe(Effect.provide(TestProxy.layer({ stdinLimit: 8192, spoolLimit: 0 })))
   )
 
   it.effect("that nobody takes any more is dropped at the exit, so that its shim gets to the status", () =>
     Effect.gen(function* () {
       const { agent, runtime, shim } = yield* running("a")
       agent.stopReading()
-      for (let i = 0; i < 10; i++) shim.stdin(pattern(500)) // the shim's socket is left unread
+      for (let i = 0; i < 40; i++) shim.stdin(pattern(500)) // the shim's socket is left unread
       yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
       shim.send(Command.Signal, { signalNumber: 99 })
       agent.exit(3, 1)
       yield* shim.until(() => shim.responses().length === 2)
       assert.strictEqual(shim.status(), 1)
-    }).pipe(Effect.provide(TestProxy.layer({ stdinLimit: 1000 })))
+    }).pipe(Effect.provide(TestProxy.layer({ stdinLimit: 8192, spoolLimit: 0 })))
   )
 
   describe("of a C agent", () => {
@@ -475,7 +506,7 @@ describe("stdin", () => {
         yield* agent.until(() => agent.commands.length === 2)
         yield* TestClock.adjust("60 seconds")
         agent.respond = likeC(() => ack())
-        yield* TestClock.adjust("10 seconds")
+        yield* TestClock.adjust("30 seconds")
         yield* agent.until(() => stdinOf(agent, 3).bytes.length === 600)
       }).pipe(Effect.provide(TestProxy.layer()))
     )

@@ -19,6 +19,7 @@ import { Session } from "../../src/services/Session.ts"
 import { defaults } from "../../src/services/Settings.ts"
 import { StdinWriter } from "../../src/services/StdinWriter.ts"
 import { concat, pattern, toText, utf8 } from "../support/Bytes.ts"
+import { unused } from "../support/MemorySpool.ts"
 import * as MemoryWire from "../support/MemoryWire.ts"
 import * as Records from "../support/Records.ts"
 
@@ -58,14 +59,20 @@ const make = Effect.fnUntraced(function* (kind: AgentKind, debug = false) {
   const writer = new StdinWriter(a, ctl, debug, run)
   /** A session whose process has started. */
   const session = (stdio: number) => {
-    const session = new Session(`token ${stdio}`, stdio, {
-      id: "vm",
-      stdin: (woken) => writer.wake(woken),
-      firstOutput: () => {},
-      exited: () => {},
-      signal: () => Effect.void,
-      close: () => {}
-    })
+    const session = new Session(
+      `token ${stdio}`,
+      stdio,
+      {
+        id: "vm",
+        stdin: (woken) => writer.wake(woken),
+        firstOutput: () => {},
+        exited: () => {},
+        signal: () => Effect.void,
+        orphaned: () => assert.fail("nobody is away"),
+        close: () => {}
+      },
+      unused
+    )
     session.begin({ container: "c", process: undefined, terminal: false, init: true })
     session.written()
     session.settled(true)

@@ -1,11 +1,13 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
 import * as TestClock from "effect/testing/TestClock"
 import { Command } from "../../src/domain/Frame.ts"
 import * as CtlMessage from "../../src/domain/CtlMessage.ts"
 import { ack, likeC, refuse, type Respond, silence } from "../support/FakeHyperstart.ts"
 import { execCmd, newContainer, register, running, shimFor } from "../support/Pod.ts"
+import * as Records from "../support/Records.ts"
 import { TestProxy } from "../support/TestProxy.ts"
 
 const { Code } = CtlMessage
@@ -19,6 +21,58 @@ const version = (api: number) => {
 /** A C agent of API `api`. */
 const hyperstart = (api: number): Respond =>
   likeC(({ code }) => ack(code === Code.version ? version(api) : new Uint8Array(0)))
+
+describe("a wait that expires", () => {
+  it.effect("is warned of once, with its VM, and costs whoever waited an error, and nobody else anything", () => {
+    const log = Records.make()
+    const warnings = () =>
+      log.records.flatMap(({ annotations, fields, level, msg }) =>
+        level === "Warn" ? [{ msg, ...annotations, ...fields }] : []
+      )
+    return Effect.gen(function* () {
+      const { agent, runtime, tokens } = yield* register("a", 2)
+      const other = yield* running("b")
+      const second = yield* (yield* TestProxy).connect
+      yield* second.ask(Command.AttachVM, { containerId: "a" })
+      const shim = yield* shimFor(tokens[0])
+      const told = (waits: ReadonlyArray<Effect.Effect<string>>, seconds: number) =>
+        Effect.gen(function* () {
+          const waiting = yield* Effect.forEach(waits, (wait) => call(wait))
+          yield* TestClock.adjust(`${seconds - 1} seconds`)
+          for (const wait of waiting) assert.isUndefined(wait.pollUnsafe())
+          yield* other.runtime.ask(Command.Hyper, { hyperName: "ping" })
+          yield* TestClock.adjust("1 seconds")
+          return yield* Effect.forEach(waiting, (wait) => Fiber.join(wait))
+        })
+      const errors = yield* told(
+        [runtime.refused(Command.Hyper, newContainer(tokens[1])), shim.refused(Command.Signal, { signalNumber: 1 })],
+        30
+      )
+      agent.respond = () => silence
+      errors.push(
+        ...(yield* told(
+          [
+            runtime.refused(Command.Hyper, { hyperName: "readfile" }),
+            second.refused(Command.Hyper, { hyperName: "ping" })
+          ],
+          60
+        ))
+      )
+      assert.deepStrictEqual(errors, [
+        `timeout waiting for shim with token ${redacted}, 30s`,
+        "timeout waiting for the process to start, 30s",
+        "timeout: no reply from the agent: readfile, 1m",
+        "timeout: the agent is busy with an earlier command: ping, 1m"
+      ])
+      assert.deepStrictEqual(
+        warnings(),
+        errors.map((msg) => ({ msg, vm: "a" }))
+      )
+      other.agent.io(3, "as ever")
+      yield* other.shim.until(() => other.shim.output() === "as ever")
+    }).pipe(Effect.provide(TestProxy.layer().pipe(Layer.provideMerge(log.layer))))
+  })
+})
 
 describe("starting a process", () => {
   it.effect("gives tokens the numbers 3 and 4, 5 and 6, and leaves the rest of the data alone", () =>
@@ -377,6 +431,26 @@ describe("signals", () => {
       }).pipe(Effect.provide(TestProxy.layer()))
     )
 
+    it.effect("share one question for the version, and its deadline, where the agent does not answer", () =>
+      Effect.gen(function* () {
+        const { agent, shim } = yield* exec(4244, "e")
+        agent.respond = () => silence
+        for (let n = 0; n < 5; n++) shim.send(Command.Signal, { signalNumber: 10 })
+        yield* TestClock.adjust("59 seconds")
+        assert.strictEqual(shim.responses().length, 1)
+        yield* TestClock.adjust("1 seconds")
+        yield* shim.until(() => shim.responses().length === 6)
+        for (const { text } of shim.responses().slice(1)) assert.match(text, /no reply from the agent: version, 1m/)
+        agent.respond = hyperstart(4244)
+        for (let owed = agent.commands.length; owed > 0; owed--) agent.ctl(Code.ack)
+        yield* shim.ask(Command.Signal, { signalNumber: 9 }) // it is asked again
+        assert.deepStrictEqual(
+          agent.commands.filter(({ code }) => code !== Code.ping).map(({ code }) => code),
+          [Code.version, Code.version, Code.signalprocess]
+        )
+      }).pipe(Effect.provide(TestProxy.layer()))
+    )
+
     it.effect("take an agent that refuses to tell its version for an old one", () =>
       Effect.gen(function* () {
         const { agent, shim } = yield* exec(4242, "e")
@@ -423,6 +497,72 @@ describe("exits that come as events", () => {
       yield* shim.until(() => shim.status() === 3)
     }).pipe(Effect.provide(TestProxy.layer()))
   )
+
+  for (const exits of [
+    [5, 3],
+    [3, 5]
+  ] as const)
+    it.effect(`of processes without an id may come before the ends of their outputs: ${exits.join(" before ")}`, () =>
+      Effect.gen(function* () {
+        const { agent, runtime, shim, tokens } = yield* running("a")
+        const second = yield* shimFor(tokens[1])
+        yield* runtime.ask(Command.Hyper, execCmd(tokens[1]))
+        const statuses = () => [shim.status(), second.status()]
+        agent.ctl(Code.processEvent, finished("(null)", exits[0]))
+        yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+        assert.deepStrictEqual(statuses(), [undefined, undefined])
+        agent.io(exits[0], "last words")
+        agent.io(exits[0], "")
+        const first = exits[0] === 3 ? shim : second
+        yield* first.until(() => first.status() === exits[0])
+        agent.io(exits[1], "")
+        yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+        agent.ctl(Code.processEvent, finished("(null)", exits[1]))
+        yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+        assert.deepStrictEqual(statuses(), [3, 5])
+      }).pipe(Effect.provide(TestProxy.layer()))
+    )
+
+  it.effect("are kept for no more processes than there are", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, shim, tokens } = yield* running("a")
+      const second = yield* shimFor(tokens[1])
+      yield* runtime.ask(Command.Hyper, execCmd(tokens[1]))
+      for (let n = 0; n < 1000; n++) agent.ctl(Code.processEvent, finished("(null)", n & 0xff))
+      agent.io(5, "")
+      agent.io(3, "")
+      yield* second.until(() => second.status() === 0)
+      yield* shim.until(() => shim.status() === 1)
+      const { io } = yield* runtime.ask(Command.AttachVM, { containerId: "a", numIOStreams: 1 })
+      const third = yield* shimFor(io.tokens[0])
+      yield* runtime.ask(Command.Hyper, execCmd(io.tokens[0]))
+      agent.io(7, "")
+      yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+      assert.isUndefined(third.status())
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  for (const name of ["e", undefined])
+    it.effect(`are not for a start that has not been written: ${name ?? "without an id"}`, () =>
+      Effect.gen(function* () {
+        const { agent, runtime, tokens } = yield* running("a", {}, { id: "init" })
+        const process = name === undefined ? {} : { id: name }
+        const one = yield* shimFor(tokens[1])
+        yield* runtime.ask(Command.Hyper, execCmd(tokens[1], process))
+        one.send(Command.DisconnectShim, {})
+        yield* one.until(() => one.ended())
+        const { io } = yield* runtime.ask(Command.AttachVM, { containerId: "a", numIOStreams: 1 })
+        runtime.send(Command.Hyper, execCmd(io.tokens[0], process)) // waits for its shim
+        yield* (yield* (yield* TestProxy).connect).refused(Command.AttachVM, { containerId: "x" })
+        agent.ctl(Code.processEvent, finished(name ?? "(null)", 9))
+        const two = yield* shimFor(io.tokens[0])
+        yield* agent.until(() => agent.commands.length === 3)
+        agent.io(7, "")
+        agent.ctl(Code.processEvent, finished(name ?? "(null)", 4))
+        yield* two.until(() => two.status() !== undefined)
+        assert.strictEqual(two.status(), 4)
+      }).pipe(Effect.provide(TestProxy.layer()))
+    )
 
   it.effect("are not for a session whose start was refused, nor for an init that has an id", () =>
     Effect.gen(function* () {

@@ -1,6 +1,8 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
 import * as TestClock from "effect/testing/TestClock"
 import { Command } from "../../src/domain/Frame.ts"
 import * as CtlMessage from "../../src/domain/CtlMessage.ts"
@@ -8,6 +10,7 @@ import { Sessions } from "../../src/services/Sessions.ts"
 import { VmRegistry } from "../../src/services/VmRegistry.ts"
 import { FakeHyperstart, silence } from "../support/FakeHyperstart.ts"
 import { execCmd, newContainer, register, running, shimFor } from "../support/Pod.ts"
+import * as Records from "../support/Records.ts"
 import { TestProxy } from "../support/TestProxy.ts"
 
 const { Code } = CtlMessage
@@ -62,6 +65,29 @@ describe("RegisterVM", () => {
       yield* client.ask(Command.RegisterVM, vm("a", boot("a").sockets))
     }).pipe(Effect.provide(TestProxy.layer()))
   )
+
+  for (const [what, after, reason] of [
+    ["socket", "5 seconds", "timeout: couldn't connect to the VM's ctl at black-hole, 5s"],
+    ["READY", "30 seconds", "timeout: the VM's agent did not say READY, 30s"]
+  ] as const)
+    it.effect(`that waits in vain for its ${what} is warned of, and its id is free`, () => {
+      const log = Records.make()
+      return Effect.gen(function* () {
+        const { boot } = yield* FakeHyperstart
+        const client = yield* (yield* TestProxy).connect
+        const other = yield* register("other")
+        const { sockets } = what === "READY" ? boot("a", { first: [] }) : { sockets: { ctl: "black-hole", io: "a.io" } }
+        const refused = yield* call(client.refused(Command.RegisterVM, vm("a", sockets)))
+        yield* other.runtime.ask(Command.Hyper, { hyperName: "ping" })
+        yield* TestClock.adjust(after)
+        assert.strictEqual(yield* Fiber.join(refused), reason)
+        assert.deepStrictEqual(
+          log.records.filter(({ level }) => level === "Warn"),
+          [{ level: "Warn", msg: "VM not registered", fields: { reason }, annotations: { vm: "a" } }]
+        )
+        yield* client.ask(Command.RegisterVM, vm("a", boot("a").sockets))
+      }).pipe(Effect.provide(TestProxy.layer().pipe(Layer.provideMerge(log.layer))))
+    })
 
   it.effect("fails at once where another reply stands in place of READY", () =>
     Effect.gen(function* () {
@@ -196,6 +222,28 @@ describe("a VM that is lost", () => {
     }).pipe(Effect.provide(TestProxy.layer()))
   )
 
+  it.effect("by its io channel waits 100 ms for the other one's last words, and no longer", () => {
+    const log = Records.make()
+    return Effect.gen(function* () {
+      const { agent, runtime } = yield* register("a")
+      agent.respond = () => silence
+      const refused = yield* call(runtime.refused(Command.Hyper, { hyperName: "destroypod" }))
+      yield* agent.until(() => agent.commands.length === 1)
+      agent.close("io")
+      yield* TestClock.adjust("99 millis")
+      assert.isUndefined(refused.pollUnsafe())
+      yield* TestClock.adjust("1 millis")
+      assert.strictEqual(yield* Fiber.join(refused), "VM lost: io: a.io closed the connection")
+      yield* agent.until(() => agent.hungUp().length === 2)
+      assert.deepInclude(log.records, {
+        level: "Info",
+        msg: "VM lost",
+        fields: { reason: "io: a.io closed the connection" },
+        annotations: { vm: "a" }
+      })
+    }).pipe(Effect.provide(TestProxy.layer().pipe(Layer.provideMerge(log.layer))))
+  })
+
   it.effect("by a message that is none still delivers what came whole before it", () =>
     Effect.gen(function* () {
       const { agent, shim } = yield* running("a")
@@ -241,7 +289,7 @@ describe("a VM that is lost", () => {
   )
 
   for (const [how, end] of [
-    ["30 s have passed", () => TestClock.adjust("30 seconds")],
+    ["ten minutes have passed", () => TestClock.adjust("10 minutes")],
     [
       "the VM is unregistered",
       () =>
@@ -283,7 +331,21 @@ describe("a VM that is lost", () => {
       yield* TestClock.adjust("2 seconds")
       assert.strictEqual(sessions.size(), 0)
       yield* agent.until(() => agent.hungUp().length === 2)
-    }).pipe(Effect.provide(TestProxy.layer({ outboxLimit: 200 })))
+    }).pipe(Effect.provide(TestProxy.layer({ orphanTimeout: Duration.seconds(30), outboxLimit: 200 })))
+  )
+
+  it.effect("is seen to be lost though its output has paused and is not read", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, shim } = yield* running("a")
+      const client = yield* (yield* TestProxy).connect
+      shim.leave()
+      yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+      for (let i = 0; i < 10; i++) agent.io(3, new Uint8Array(100))
+      yield* runtime.ask(Command.Hyper, { hyperName: "ping" })
+      agent.close("io")
+      yield* TestClock.adjust("1200 millis")
+      assert.match(yield* client.refused(Command.AttachVM, { containerId: "a" }), /^unknown containerID/)
+    }).pipe(Effect.provide(TestProxy.layer({ outboxLimit: 200, spoolLimit: 0 })))
   )
 
   it.effect("waits for a shim that reads slowly", () =>
@@ -348,6 +410,19 @@ describe("a VM that is lost", () => {
         yield* TestClock.adjust("50 millis")
       }
       yield* shim.until(() => shim.ended())
+      yield* agent.until(() => agent.hungUp().length === 2)
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
+  it.effect("by its ctl channel alone is given up in a second, however little its io channel says, and how long", () =>
+    Effect.gen(function* () {
+      const { agent, shim } = yield* running("a")
+      agent.close("ctl")
+      for (let waited = 0; waited <= 1200 && !shim.ended(); waited += 50) {
+        agent.io(99, "")
+        yield* TestClock.adjust("50 millis")
+      }
+      assert.isTrue(shim.ended())
       yield* agent.until(() => agent.hungUp().length === 2)
     }).pipe(Effect.provide(TestProxy.layer()))
   )

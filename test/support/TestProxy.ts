@@ -13,9 +13,11 @@ import { Hyperstart } from "../../src/services/Hyperstart.ts"
 import { Listener } from "../../src/services/Listener.ts"
 import { Sessions } from "../../src/services/Sessions.ts"
 import { defaults, Settings } from "../../src/services/Settings.ts"
+import { Spool } from "../../src/services/Spool.ts"
 import { TokenSource } from "../../src/services/TokenSource.ts"
 import { VmRegistry } from "../../src/services/VmRegistry.ts"
 import { FakeHyperstart } from "./FakeHyperstart.ts"
+import { MemorySpool } from "./MemorySpool.ts"
 import * as MemoryWire from "./MemoryWire.ts"
 
 const utf8 = new TextDecoder()
@@ -176,8 +178,10 @@ export class TestProxy extends Context.Service<
       Layer.provideMerge(VmRegistry.layer),
       Layer.provideMerge(Hyperstart.layer),
       Layer.provideMerge(Sessions.layer),
+      Layer.provideMerge(Spool.layer),
       Layer.provideMerge(Deadlines.layer),
       Layer.provideMerge(FakeHyperstart.layer),
+      Layer.provideMerge(MemorySpool.layer),
       Layer.provide(
         Layer.sync(TokenSource, () => {
           let count = 0
