@@ -297,6 +297,24 @@ describe("a stop", () => {
     )
   }
 
+  it.live("that takes longer than -stop-timeout ends all the same, and says so", () =>
+    Effect.gen(function* () {
+      const daemon = yield* DaemonProcess.start({ args: ["-stop-timeout", "200ms"] })
+      const { agent, shim } = yield* running(daemon)
+      // a shim that does not read keeps its connection open
+      shim.pause()
+      for (let n = 0; n < 200; n++) agent.sendIo([3, Buffer.alloc(10_000)])
+      yield* daemon.settle
+      assert.deepStrictEqual(yield* daemon.child.stop(), { code: 0, signal: null })
+      const record = daemon.child.log.at(-1)
+      assert.deepStrictEqual(
+        ["level", "msg", "after"].map((key) => record?.get(key)),
+        ["warn", "the clean stop took too long: exiting all the same", "200ms"]
+      )
+      assert.isFalse(Fs.existsSync(daemon.socketPath))
+    })
+  )
+
   it.live("ends the connections of clients that have nothing to say, at once", () =>
     Effect.gen(function* () {
       const daemon = yield* DaemonProcess.start({ args: ["-stop-timeout", "1m0s"] })

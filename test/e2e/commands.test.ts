@@ -4,6 +4,7 @@ import * as Effect from "effect/Effect"
 import { SharedDaemon, withDaemon } from "../support/e2e/DaemonProcess.ts"
 import * as Raw from "../support/e2e/RawBytes.ts"
 import * as Scenario from "../support/e2e/Scenario.ts"
+import { until } from "../support/e2e/Wait.ts"
 
 const { accepted, attach, boot, connectShim, freshId, hyper, refused, register, startAgent, tokensOf, unregister } =
   Scenario
@@ -265,6 +266,111 @@ withDaemon()("commands", (it) => {
       refused(yield* runtime.request(Raw.Op.hyper, { hyperName: "ping", tokens: [1] }))
       refused(yield* runtime.request(Raw.Op.connectShim, { token: null }))
       yield* Scenario.answers(runtime)
+    })
+  )
+
+  it.effect("a key of the wrong type is told by its name, not by its value, whatever the command", () =>
+    Effect.gen(function* () {
+      const daemon = yield* SharedDaemon
+      const { id, runtime } = yield* boot(daemon)
+      const notText = ["null", "true", "0", "-1.5", "[]", '["secret"]', "{}", '{"a":"secret"}']
+      const notNumber = ['"secret"', '"1"', "true", "1.5", "1e400", "[1]", "{}"]
+      const notTokens = ['"secret"', "0", "true", "{}", "[0]", "[null]", '[["secret"]]']
+      const whole = { containerId: id, ctlSerial: "/nowhere/ctl", ioSerial: "/nowhere/io" }
+      const cases: ReadonlyArray<
+        readonly [opcode: number, name: string, whole: object, wrong: Record<string, ReadonlyArray<string>>]
+      > = [
+        [
+          Raw.Op.registerVM,
+          "RegisterVM",
+          whole,
+          {
+            containerId: [...notText, '""'],
+            ctlSerial: [...notText, '""'],
+            ioSerial: [...notText, '""'],
+            console: notText.slice(1),
+            numIOStreams: notNumber
+          }
+        ],
+        [Raw.Op.unregisterVM, "UnregisterVM", { containerId: id }, { containerId: [...notText, '""'] }],
+        [
+          Raw.Op.attachVM,
+          "AttachVM",
+          { containerId: id },
+          { containerId: [...notText, '""'], numIOStreams: notNumber }
+        ],
+        [Raw.Op.hyper, "Hyper", hyper("ping"), { hyperName: notText, tokens: notTokens }],
+        [Raw.Op.connectShim, "ConnectShim", { token: "none" }, { token: notText }],
+        [
+          Raw.Op.hyper,
+          "newcontainer",
+          hyper("newcontainer"),
+          {
+            data: [
+              ...notText,
+              ...["id", "process"].map((key) => JSON.stringify({ id: "c1", process: {}, [key]: ["secret"] })),
+              ...["id", "terminal", "stdio", "stderr"].map((key) =>
+                JSON.stringify({ id: "c1", process: { [key]: ["secret"] } })
+              )
+            ]
+          }
+        ],
+        [Raw.Op.hyper, "execcmd", hyper("execcmd"), { data: [...notText, '{"container":["secret"],"process":{}}'] }]
+      ]
+      for (const [opcode, name, whole, wrong] of cases)
+        for (const [key, values] of Object.entries(wrong))
+          for (const value of values) {
+            const rest = JSON.stringify({ ...whole, [key]: undefined }).slice(1)
+            const payload = `{"${key}":${value}${rest === "}" ? "" : ","}${rest}`
+            const told = refused(yield* runtime.request(opcode, payload), `malformed ${name} command: `, opcode)
+            assert.notInclude(told, "secret", payload)
+          }
+      const { shim } = yield* Scenario.running(daemon)
+      for (const key of ["signalNumber", "columns", "rows"])
+        for (const value of notNumber) {
+          const payload = `{${key === "signalNumber" ? "" : '"signalNumber":28,'}"${key}":${value}}`
+          const told = refused(yield* shim.request(Raw.Op.signal, payload), "malformed Signal command: ", Raw.Op.signal)
+          assert.notInclude(told, "secret", payload)
+        }
+      yield* Scenario.answers(runtime)
+    })
+  )
+
+  it.effect("a command that its client is in no position to send is refused, and the connection stays", () =>
+    Effect.gen(function* () {
+      const daemon = yield* SharedDaemon
+      const notAttached = "client not attached to a vm"
+      const noShim = "client isn't a shim"
+      const vm = yield* Scenario.running(daemon, { streams: 2 })
+      const fresh = yield* daemon.connect
+      const unregistered = yield* daemon.connect
+      accepted(yield* register(daemon, "gone soon", yield* startAgent()))
+      accepted(yield* unregistered.request(Raw.Op.attachVM, { containerId: "gone soon" }))
+      accepted(yield* unregistered.request(Raw.Op.unregisterVM, { containerId: "gone soon" }))
+      const lost = yield* boot(daemon)
+      lost.agent.powerOff()
+      yield* until("the loss", () => !lost.agent.connected[0] && !lost.agent.connected[1])
+      for (const [client, hyperIs, shimIs] of [
+        [fresh, notAttached, noShim],
+        [unregistered, notAttached, noShim],
+        [lost.runtime, "VM lost: ", noShim],
+        [vm.runtime, undefined, noShim],
+        [vm.shim, notAttached, undefined]
+      ] as const) {
+        const ping = yield* client.request(Raw.Op.hyper, hyper("ping"))
+        if (hyperIs === undefined) accepted(ping)
+        else refused(ping, hyperIs, Raw.Op.hyper)
+        const signal = yield* client.request(Raw.Op.signal, { signalNumber: 10 })
+        if (shimIs === undefined) accepted(signal)
+        else refused(signal, shimIs, Raw.Op.signal)
+        if (shimIs !== undefined) refused(yield* client.request(Raw.Op.disconnectShim), shimIs, Raw.Op.disconnectShim)
+        // it may become what it was not
+        accepted(yield* client.request(Raw.Op.attachVM, { containerId: vm.id }))
+        yield* Scenario.answers(client)
+      }
+      refused(yield* vm.shim.request(Raw.Op.connectShim, { token: vm.tokens[1] }), "has claimed a token already")
+      accepted(yield* vm.runtime.request(Raw.Op.connectShim, { token: vm.tokens[1] }))
+      yield* Scenario.answers(vm.runtime)
     })
   )
 

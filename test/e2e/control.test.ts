@@ -109,6 +109,28 @@ withDaemon()("control", (it) => {
     })
   )
 
+  it.effect("of a longer ERROR the first 64 KiB are told", () =>
+    Effect.gen(function* () {
+      const daemon = yield* SharedDaemon
+      const { agent, runtime } = yield* boot(daemon)
+      const before = daemon.child.memory.peak
+      const ask = Effect.fnUntraced(function* (text: Buffer) {
+        agent.answer(Raw.Ctl.readfile, "hold")
+        const nth = agent.commands(Raw.Ctl.readfile).length + 1
+        const number = runtime.post(Raw.Op.hyper, hyper("readfile"))
+        yield* agent.command(Raw.Ctl.readfile, nth)
+        agent.sendCtl(Raw.Ctl.error, text)
+        return refused(yield* runtime.response(number), "agent refused readfile: ", Raw.Op.hyper)
+      })
+      const told = (count: number) => `agent refused readfile: ${"\u0001".repeat(count)}`
+      const [kept, most] = [64 * 1024, 16 * 1024 * 1024 - 8]
+      assert.strictEqual(yield* ask(Buffer.alloc(kept, 1)), told(kept))
+      for (const length of [kept + 1, most]) assert.strictEqual(yield* ask(Buffer.alloc(length, 1)), `${told(kept)}…`)
+      assert.isBelow(daemon.child.memory.peak - before, 128 * 1024 * 1024)
+      yield* Scenario.answers(runtime)
+    })
+  )
+
   it.effect("data goes to the agent byte for byte as it stood", () =>
     Effect.gen(function* () {
       const { agent, runtime } = yield* boot(yield* SharedDaemon)
@@ -174,10 +196,10 @@ withDaemon()("control", (it) => {
       })
   )
 
-  it.effect("a reply of several MiB comes whole", () =>
+  it.effect("a reply of 16 MiB, header included, comes whole", () =>
     Effect.gen(function* () {
       const { agent, runtime } = yield* boot(yield* SharedDaemon)
-      const reply = Scenario.pattern(15 * 1024 * 1024)
+      const reply = Scenario.pattern(16 * 1024 * 1024 - 8)
       agent.answer(Raw.Ctl.readfile, { ack: reply })
       assert.isTrue(accepted(yield* runtime.request(Raw.Op.hyper, hyper("readfile"))).equals(reply))
       yield* Scenario.answers(runtime)

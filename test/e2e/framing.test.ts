@@ -4,6 +4,7 @@ import * as Effect from "effect/Effect"
 import * as DaemonProcess from "../support/e2e/DaemonProcess.ts"
 import { SharedDaemon, withDaemon } from "../support/e2e/DaemonProcess.ts"
 import * as Raw from "../support/e2e/RawBytes.ts"
+import type { RawClient } from "../support/e2e/RawClient.ts"
 import * as Scenario from "../support/e2e/Scenario.ts"
 import { until } from "../support/e2e/Wait.ts"
 
@@ -81,6 +82,53 @@ withDaemon()("framing", (it) => {
     })
   )
 
+  it.effect("a header may have any number of words from 3 to 255", () =>
+    Effect.gen(function* () {
+      const client = yield* (yield* SharedDaemon).connect
+      const payload = Buffer.from('{"containerId":"ghost"}')
+      for (let words = 3; words < 256; words++) {
+        const header = Raw.header({ type: Raw.Type.command, opcode: Raw.Op.attachVM, words, length: payload.length })
+        header.fill(words, 12)
+        client.send(header, payload)
+      }
+      yield* client.until("253 answers", () => client.responses.length === 253)
+      for (const response of client.responses) refused(response, "unknown containerID: ghost", Raw.Op.attachVM)
+    })
+  )
+
+  it.effect(
+    "of all types, opcodes and flags a client's commands are answered, and the rest end their connections",
+    () =>
+      Effect.gen(function* () {
+        const daemon = yield* SharedDaemon
+        const { runtime } = yield* boot(daemon)
+        const opcodes = [0, 1, 2, 3, 4, 5, 6, 7, 8, 255]
+        yield* Effect.forEach(
+          Array.from({ length: 256 }, (_, byte) => byte), // flags and type
+          Effect.fnUntraced(function* (byte) {
+            const isCommand = (opcode: number) => (byte & 0x0f) === Raw.Type.command && opcode <= Raw.Op.signal
+            const asking = yield* daemon.connect
+            for (const opcode of opcodes) {
+              const frame = Raw.header({ type: byte, opcode, length: 0 })
+              if (isCommand(opcode)) {
+                refused(yield* asking.response((asking.send(frame), opcode)), "", opcode)
+              } else {
+                const client = yield* daemon.connect
+                client.send(frame)
+                yield* client.dropped()
+                assert.deepStrictEqual(client.frames, [])
+                client.hangUp()
+              }
+            }
+            assert.isFalse(asking.isDropped)
+            asking.hangUp()
+          }),
+          { concurrency: 8, discard: true }
+        )
+        yield* Scenario.answers(runtime)
+      })
+  )
+
   for (const version of [0, 1, 3, 0x0200, 0xffff]) {
     it.effect(`version ${version} ends only the connection it came on`, () =>
       endsOnly(Raw.header({ type: Raw.Type.command, opcode: Raw.Op.attachVM, version, length: 0 }))
@@ -126,6 +174,23 @@ withDaemon()("framing", (it) => {
     )
   }
 
+  it.effect("a frame of any kind at its cap, or a byte below, is taken", () =>
+    Effect.gen(function* () {
+      const client = yield* (yield* SharedDaemon).connect
+      let asked = 0
+      for (const [, type, opcode, cap] of kinds) {
+        if (opcode === Raw.Stream.stdin && type === Raw.Type.stream) continue // below
+        const text = JSON.stringify(type === Raw.Type.stream ? { source: "shim", level: "debug", msg: "x" } : {})
+        for (const length of [cap - 1, cap]) {
+          client.send(Raw.frame(type, opcode, text.padEnd(length)))
+          if (type === Raw.Type.command) refused(yield* client.response(asked++), "", opcode)
+        }
+      }
+      client.send(Raw.command(Raw.Op.attachVM, { containerId: "ghost" })) // still connected
+      refused(yield* client.response(asked), "unknown containerID: ghost", Raw.Op.attachVM)
+    })
+  )
+
   it.effect("a command as large as its cap is answered", () =>
     Effect.gen(function* () {
       const daemon = yield* SharedDaemon
@@ -160,6 +225,15 @@ withDaemon()("framing", (it) => {
   for (const [name, entry] of entries) {
     it.effect(`a log entry ${name} ends only its connection`, () => endsOnly(Raw.logEntry(entry)))
   }
+
+  it.effect("a log entry with a key of the wrong type ends only its connection", () =>
+    Effect.gen(function* () {
+      const entry = { source: "shim", level: "info", msg: "x", containerId: "c" }
+      for (const key of Object.keys(entry))
+        for (const value of [0, true, [], ["shim"], {}, ...(key === "containerId" ? [] : [null])])
+          yield* endsOnly(Raw.logEntry({ ...entry, [key]: value }))
+    })
+  )
 
   it.effect("what only a shim may say harms nobody when another says it", () =>
     Effect.gen(function* () {
@@ -224,12 +298,74 @@ own.live("a frame that stops half-way ends its connection after -frame-timeout, 
   Effect.gen(function* () {
     const daemon = yield* DaemonProcess.start({ args: ["-frame-timeout", "300ms"] })
     const { id, runtime } = yield* boot(daemon)
-    for (const length of [1, 12, 20]) {
+    const halves = [1, 12, 20]
+    for (const length of halves) {
       const client = yield* daemon.connect
       client.send(Raw.command(Raw.Op.attachVM, { containerId: id }).subarray(0, length))
       yield* client.dropped()
     }
     yield* Scenario.answers(runtime)
+    assert.deepStrictEqual(
+      daemon.child.log.map((record) => `${record.get("level")} ${record.get("msg")}: ${record.get("reason")}`),
+      halves.map(() => "warn client's connection ended: a frame was left half-sent for 300ms")
+    )
+  })
+)
+
+own.live("a client that asks a thousand times and reads nothing costs bounded memory, and nobody else anything", () =>
+  Effect.gen(function* () {
+    const daemon = yield* DaemonProcess.start()
+    const { agent, id, runtime } = yield* boot(daemon)
+    const deaf = yield* attach(daemon, id)
+    agent.answer(Raw.Ctl.readfile, (payload) => ({ ack: Buffer.concat([payload, Buffer.alloc(64 * 1024)]) }))
+    const before = daemon.child.memory.resident
+    deaf.pause()
+    for (let n = 0; n < 1000; n++) deaf.post(Raw.Op.hyper, hyper("readfile", n))
+    for (let round = 0; round < 50; round++) yield* Scenario.answers(runtime)
+    // 64 under way at once, and as many answers as fit into its socket and 1 MiB
+    assert.isBelow(agent.commands(Raw.Ctl.readfile).length, 200)
+    assert.isBelow(daemon.child.memory.resident - before, 64 * mebibyte)
+    deaf.resume()
+    yield* deaf.until("every answer", () => deaf.responses.length === 1001, 20)
+    for (const [n, response] of deaf.responses.slice(1).entries()) {
+      const payload = accepted(response, Raw.Op.hyper)
+      assert.strictEqual(payload.toString("latin1", 0, payload.indexOf(0)), String(n))
+    }
+  })
+)
+
+own.live("storms of clients that leave at once, or with half a frame, leave nothing, and others are served", () =>
+  Effect.gen(function* () {
+    const daemon = yield* DaemonProcess.start()
+    const { runtime } = yield* boot(daemon)
+    yield* Scenario.answers(runtime)
+    const before = daemon.child.descriptors
+    const half = Raw.command(Raw.Op.attachVM, { containerId: "x" }).subarray(0, 15)
+    const deeds = [
+      (client: RawClient) => client.hangUp(),
+      (client: RawClient) => client.end(),
+      (client: RawClient) => (client.send(half), client.hangUp()),
+      (client: RawClient) => (client.send(half), client.end()),
+      (client: RawClient) => (client.send(Buffer.alloc(100)), client.hangUp()),
+      (client: RawClient) => (client.send(Raw.command(Raw.Op.attachVM, { containerId: "x" })), client.hangUp())
+    ]
+    for (let storm = 0; storm < 3; storm++) {
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          const crowd = yield* Effect.all(
+            Array.from({ length: 300 }, () => daemon.connect),
+            { concurrency: "unbounded" }
+          )
+          for (const [n, client] of crowd.entries()) deeds[n % deeds.length]!(client)
+          yield* Scenario.answers(runtime)
+        })
+      )
+    }
+    yield* daemon.settle // whoever was still to be accepted has been
+    for (let look = 0; daemon.child.descriptors > before; look++) {
+      assert.isBelow(look, 200, `${daemon.child.descriptors} descriptors, ${before} before`)
+      yield* Scenario.answers(runtime)
+    }
   })
 )
 

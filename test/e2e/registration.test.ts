@@ -216,3 +216,19 @@ own.live("an agent that never says READY fails RegisterVM after -ready-timeout, 
     yield* daemon.child.warned
   })
 )
+
+own.live("a VM whose sockets are the proxy's own fails after -ready-timeout, and leaves nothing", () =>
+  Effect.gen(function* () {
+    const daemon = yield* DaemonProcess.start({ args: ["-ready-timeout", "200ms"] })
+    const client = yield* daemon.connect
+    yield* daemon.settle
+    const before = daemon.child.descriptors
+    const payload = { containerId: freshId(), ctlSerial: daemon.socketPath, ioSerial: daemon.socketPath }
+    for (let round = 0; round < 3; round++)
+      refused(yield* client.request(Raw.Op.registerVM, payload), "did not say READY", Raw.Op.registerVM)
+    for (let look = 0; daemon.child.descriptors > before; look++) {
+      assert.isBelow(look, 200)
+      refused(yield* client.request(Raw.Op.attachVM, { containerId: "nobody's" }))
+    }
+  })
+)

@@ -257,6 +257,24 @@ export class FakeAgent {
     this.#ioChannel.socket?.resume()
   }
 
+  /** Stops reading commands, so that the kernel's buffers fill. */
+  pauseCtl(): void {
+    this.#ctlChannel.socket?.pause()
+  }
+
+  resumeCtl(): void {
+    this.#ctlChannel.socket?.resume()
+  }
+
+  /** Shuts down the writing side of one channel, after what was written. */
+  endCtl(): void {
+    this.#ctlChannel.socket?.end()
+  }
+
+  endIo(): void {
+    this.#ioChannel.socket?.end()
+  }
+
   closeCtl(): void {
     this.#ctlChannel.close()
   }
