@@ -65,7 +65,7 @@ const rested = (chunks: Chunks) => chunks.rested()
  */
 const writeNow = (socket: Net.Socket, chunks: ReadonlyArray<Uint8Array>): number => {
   const fd = descriptor(socket)
-  if (fd === undefined) return 0
+  if (fd === undefined || chunks.length === 0) return 0
   try {
     return chunks.length === 1 ? Fs.writeSync(fd, chunks[0]!) : Fs.writevSync(fd, chunks)
   } catch {
@@ -73,11 +73,19 @@ const writeNow = (socket: Net.Socket, chunks: ReadonlyArray<Uint8Array>): number
   }
 }
 
+/** One chunk of many that are small. */
+const join = (chunks: ReadonlyArray<Uint8Array>): ReadonlyArray<Uint8Array> => {
+  if (chunks.length < 2) return chunks
+  let size = 0
+  for (const chunk of chunks) size += chunk.length
+  return size < joinBelow * chunks.length ? [Buffer.concat(chunks, size)] : chunks
+}
+
 /** What is left of chunks once `taken` bytes of them are gone. */
-const behind = (chunks: ReadonlyArray<Uint8Array>, taken: number): ReadonlyArray<Uint8Array> => {
+const behind = (chunks: ReadonlyArray<Uint8Array>, taken: number): Array<Uint8Array> => {
   let at = 0
   let left = taken
-  while (left >= chunks[at]!.length) left -= chunks[at++]!.length
+  while (at < chunks.length && left >= chunks[at]!.length) left -= chunks[at++]!.length
   return left === 0 ? chunks.slice(at) : [chunks[at]!.subarray(left), ...chunks.slice(at + 1)]
 }
 
@@ -85,15 +93,21 @@ const behind = (chunks: ReadonlyArray<Uint8Array>, taken: number): ReadonlyArray
 export const descriptor = (socket: Net.Socket): number | undefined =>
   (socket as unknown as { readonly _handle: { readonly fd: number } | null })._handle?.fd
 
+/**
+ * Largest write, in bytes, of which a Unix socket takes all or nothing: of a larger one that fails nobody tells how much had
+ * been taken. Measured: 64 KiB may be taken in part.
+ */
+const wholeWrite = 32 * 1024
+
 class NodeWire implements Wire {
   readonly peer: string
   readonly #socket: Net.Socket
   readonly #mailbox: Chunks
   #closed: WireClosed | undefined
   #offered = 0
-  #taken = 0 // by the kernel, as far as Node has told
-  #refused = 0 // offered after the end
-  #full = false // the kernel did not take the last write at once
+  #taken = 0 // by the kernel
+  #queue: Array<Uint8Array> = [] // what it has not taken
+  #writing = 0 // bytes of it that Node is writing
   readonly #changed = new Condition() // closed, or nothing pending
 
   constructor(socket: Net.Socket, peer: string) {
@@ -113,38 +127,52 @@ class NodeWire implements Wire {
   }
 
   offer(chunks: ReadonlyArray<Uint8Array>) {
-    const socket = this.#socket
     let size = 0
     for (const chunk of chunks) size += chunk.length
-    if (this.#closed !== undefined || socket.destroyed || socket.errored !== null) {
-      this.#refused += size
-      return
-    }
     this.#offered += size
-    let rest = chunks.length > 1 && size < joinBelow * chunks.length ? [Buffer.concat(chunks, size)] : chunks
-    if (!this.#full && size > 0) {
-      const taken = writeNow(socket, rest)
-      this.#taken += taken
-      if (taken === size) return
-      rest = behind(rest, taken)
+    const socket = this.#socket
+    if (this.#closed !== undefined || socket.destroyed || socket.errored !== null) return
+    if (this.#queue.length > 0) {
+      this.#queue.push(...chunks)
+    } else if (size === 0) {
+      socket.write(nothing, (error) => error && this.#salvage())
+    } else {
+      this.#write(chunks)
     }
-    const written = (error?: Error | null) => this.#written(error)
-    socket.cork()
-    for (const chunk of rest) socket.write(chunk, written)
-    socket.uncork()
-    this.#full = socket.writableLength > 0
   }
 
   offered() {
-    return this.#offered + this.#refused
+    return this.#offered
   }
 
   pending() {
-    const socket = this.#socket
-    // Node's own count drops to 0 with the first write that fails, a turn before the error is told
-    return this.#closed === undefined && socket.errored === null
-      ? socket.writableLength
-      : this.#offered - this.#taken + this.#refused
+    return this.#offered - this.#taken
+  }
+
+  /** Gives all that is left to Node, which writes it before it ends the connection. */
+  flush() {
+    for (const chunk of behind(this.#queue, this.#writing)) this.#socket.write(chunk)
+    this.#queue = []
+  }
+
+  /** Writes what the kernel takes, and the rest once it takes more. */
+  #write(chunks: ReadonlyArray<Uint8Array>) {
+    const joined = join(chunks)
+    const taken = writeNow(this.#socket, joined)
+    this.#taken += taken
+    this.#queue = behind(joined, taken)
+    const [first] = this.#queue
+    if (first === undefined) return
+    // the kernel is full, or has an error to tell: Node waits for either, for whoever writes
+    const piece = first.subarray(0, wholeWrite)
+    this.#writing = piece.length
+    this.#socket.write(piece, (error) => {
+      if (error) return this.#salvage() // before Node closes the socket; `close` follows
+      this.#taken += piece.length
+      this.#writing = 0
+      if (this.#queue.length > 0) this.#write(behind(this.#queue, piece.length))
+      if (this.#queue.length === 0) this.#changed.notify()
+    })
   }
 
   get drained() {
@@ -156,13 +184,6 @@ class NodeWire implements Wire {
 
   get closed() {
     return this.#changed.until(() => this.#closed !== undefined)
-  }
-
-  #written(error: Error | null | undefined) {
-    if (error) return this.#salvage() // before Node closes the socket; `close` follows
-    const { errored, writableLength } = this.#socket
-    if (errored === null) this.#taken = this.#offered - writableLength
-    if (writableLength === 0) this.#changed.notify()
   }
 
   /** Takes what came before an error, which Node would throw away: what it has read ahead, and what the kernel holds. */
@@ -202,6 +223,8 @@ class NodeWire implements Wire {
   }
 }
 
+const nothing = new Uint8Array(0)
+
 // listeners for all sockets: closures for each would be a good part of what a connection at rest costs
 const wire = Symbol("wire")
 type Wired = Net.Socket & { [wire]: NodeWire }
@@ -238,6 +261,7 @@ export const accepted = (socket: Net.Socket, peer: string, linger: number): Effe
           clearTimeout(timer)
           done()
         })
+        ;(socket as Wired)[wire].flush()
         socket.removeAllListeners("data")
         socket.resume() // without a listener, what comes is discarded
         socket.end(done)

@@ -163,6 +163,7 @@ export const layer = ({ parents, socketPath }: Options): Layer.Layer<SpoolFiles>
             for (const name of list(parent))
               if (abandoned(parent, name)) left.push([Path.join(parent, name), list(Path.join(parent, name))])
           return prepare.pipe(
+            Effect.flatMap((path) => Effect.logInfo("spool", { path })),
             Effect.catch((error) => Effect.logWarning("the spool cannot be used", { error: error.message })),
             Effect.andThen(
               Effect.forEach(

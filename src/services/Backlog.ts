@@ -66,6 +66,8 @@ class Spill {
   readSize = 0
   /** The spool has not taken the last that was to be written. */
   stuck = false
+  /** The last that was to be read could not be, for now. */
+  unread = false
   /** Nothing of it is wanted any more. */
   over = false
 }
@@ -194,7 +196,7 @@ export class Backlog {
   /** Writes what the tail has; or waits, where there is no room. */
   *#store(spill: Spill) {
     const { memory, spool } = this.#keeping
-    const chunks = spill.tail.take(Math.min(memory / 2, spool.limit - spill.disk))
+    const chunks = spill.tail.take(Math.min(memory / 2, spool.limit - spill.disk, spool.available()))
     const size = chunks.reduce((sum, { length }) => sum + length, 0)
     const fits = () => spill.disk + size <= spool.limit && spool.available() >= size
     let failure: SpoolError | undefined
@@ -252,12 +254,14 @@ export class Backlog {
     const read = yield* Effect.result(spool.files.read(segment.name, segment.read, size))
     if (spill.over) return
     if (Result.isFailure(read) && read.failure.passing) {
-      yield* Effect.logWarning("the spool cannot be read", { error: read.failure.message })
+      if (!spill.unread) yield* Effect.logWarning("the spool cannot be read", { error: read.failure.message })
+      spill.unread = true
       yield* spool.deadlines.within(retryAfter, () => spill.over, spill.changed)
       return
     }
     const bytes = Result.getOrElse(read, () => nothing)
     const end = whole(bytes)
+    spill.unread = false
     spill.readSize = 0
     if (end > 0) {
       this.#head.push(bytes.subarray(0, end))

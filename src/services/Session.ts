@@ -243,7 +243,7 @@ export class Session implements Holder {
     if (frame !== undefined) {
       this.#outbox.push(frame)
       // the response to the signal follows, so this leaves now: 13 bytes, even to a shim that is behind
-      if (this.#attached) this.#shim!.wire.offer(this.#outbox.take(sliceSize))
+      if (this.#attached) this.#hand(this.#shim!.wire, this.#outbox.take(sliceSize))
       this.#exited(0)
     }
     return true
@@ -429,11 +429,7 @@ export class Session implements Holder {
   #send(shim: Shim) {
     const { wire } = shim
     while (this.#outbox.ready > 0 && wire.pending() <= wireSize) {
-      const slice = this.#outbox.take(sliceSize)
-      let end = wire.offered()
-      wire.offer(slice)
-      if (wire.pending() > 0) for (const chunk of slice) this.#handed.push({ chunk, end: (end += chunk.length) })
-      this.#trim(wire)
+      this.#hand(wire, this.#outbox.take(sliceSize))
     }
     if (this.#draining || (this.#outbox.ready === 0 && this.#handed.length === 0)) return
     this.#draining = true
@@ -443,6 +439,13 @@ export class Session implements Holder {
         onFailure: () => Effect.void // its end releases it
       })
     )
+  }
+
+  #hand(wire: Wire, chunks: ReadonlyArray<Uint8Array>) {
+    let end = wire.offered()
+    wire.offer(chunks)
+    if (wire.pending() > 0) for (const chunk of chunks) this.#handed.push({ chunk, end: (end += chunk.length) })
+    this.#trim(wire)
   }
 
   #drained(shim: Shim) {

@@ -221,9 +221,18 @@ export class Vm implements Owner, Handlers {
     if (finishing.length > 0) yield* Fiber.awaitAll(finishing)
   }
 
-  /** Frees every session: the VM is gone. */
-  end(): void {
-    for (const session of this.#sessions) this.#free(session, this.#lost ?? stopped)
+  /** Frees every session: the VM is gone, or the daemon stops. */
+  get end(): Effect.Effect<void> {
+    return Effect.suspend(() => {
+      let bytes = 0
+      for (const session of this.#sessions) {
+        bytes += session.backlog()
+        this.#free(session, this.#lost ?? stopped)
+      }
+      if (bytes === 0) return Effect.void
+      const log = Effect.logWarning("output that was not delivered dropped", { vm: this.id, bytes })
+      return Effect.andThen(Counters.dropped("orphan", bytes), log)
+    })
   }
 
   // what its channel and its sessions tell
@@ -507,7 +516,8 @@ export class Vm implements Owner, Handlers {
   *#pause({ changed, output, process }: Session) {
     const goOn = () => output.roomy() || this.#lost !== undefined
     // the spool may only be slower than the agent for a moment
-    yield* Condition.until(() => goOn() || output.stuck(), changed, this.#changed)
+    const told = () => goOn() || output.stuck()
+    yield* this.#around.deadlines.within(lookEvery, told, changed, this.#changed)
     if (goOn()) return
     const container = process?.container
     const log = ++this.#pauses === 1 ? Effect.logWarning : Effect.logDebug
@@ -572,10 +582,10 @@ export const make: Effect.Effect<
     const span = yield* Effect.makeSpan("vm", { root: true, attributes: { vm: id } })
     const vm = new Vm(id, { ...services, run, span })
     yield* Effect.addFinalizer((exit) =>
-      Effect.sync(() => {
-        vm.end()
-        span.end(services.clock.currentTimeNanosUnsafe(), exit)
-      })
+      Effect.ensuring(
+        vm.end,
+        Effect.sync(() => span.end(services.clock.currentTimeNanosUnsafe(), exit))
+      )
     )
     vm.connected(yield* hyperstart.connect(sockets, vm))
     return vm

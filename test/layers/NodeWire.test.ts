@@ -4,6 +4,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
 import { spawn } from "node:child_process"
+import { randomBytes } from "node:crypto"
 import * as Fs from "node:fs"
 import * as Net from "node:net"
 import * as Path from "node:path"
@@ -160,6 +161,41 @@ describe("a wire over a socket", () => {
       assert.instanceOf((yield* Effect.flip(wire.drained)).cause, Error)
       assert.strictEqual(wire.pending(), 29)
     })
+  )
+
+  it.live("counts as taken whatever its peer has read, also of a chunk that the kernel took in part", () =>
+    Effect.gen(function* () {
+      for (let reads = 1; reads <= 12; reads++) {
+        const { peer, wire } = yield* SocketPair.accepted
+        for (let n = 0; n < 3; n++) wire.offer([pattern(512 * 1024)])
+        assert.isAbove(wire.pending(), 0)
+        let read = 0
+        for (let n = 0; n < reads; n++) {
+          read += peer.readNow(50_000)
+          yield* turn
+          yield* turn
+        }
+        peer.vanish()
+        yield* Effect.ignore(Effect.forever(wire.pull))
+        assert.isAtLeast(wire.offered() - wire.pending(), read)
+      }
+    }).pipe(Effect.scoped)
+  )
+
+  it.live("hands on once what it has read ahead, where a write fails", () =>
+    Effect.gen(function* () {
+      const { peer, wire } = yield* SocketPair.accepted
+      const sent = randomBytes(1_000_000)
+      peer.write(sent)
+      const chunks = [yield* wire.pull] // and no more for now: what else has been read waits in the socket
+      yield* turn
+      yield* turn
+      for (let n = 0; n < 4; n++) wire.offer([pattern(100_000)]) // more than the kernel takes
+      peer.vanish()
+      yield* Effect.ignore(Effect.forever(Effect.map(wire.pull, (chunk) => chunks.push(chunk))))
+      const received = concat(chunks)
+      same(received, sent.subarray(0, received.length))
+    }).pipe(Effect.scoped)
   )
 
   it.live("is closed from the start over a socket that was destroyed", () =>

@@ -445,7 +445,7 @@ describe("responses that a client does not read", () => {
       const unread = 4 * (large.length + Frame.headerSize)
       assert.deepStrictEqual(ended(records), [`${unread} bytes of responses are not read: the limit is 67108864`])
       yield* counts("unread", 1)
-    }).pipe(proxy({ outboxLimit: 1024 * mebibyte }), Effect.provide(layer))
+    }).pipe(proxy({ maxPending: 1024 * mebibyte }), Effect.provide(layer))
   })
 
   it.effect("end it also where they wait for one before them", () => {

@@ -43,6 +43,8 @@ export interface SocketPeer extends Peer {
   readonly error: () => Error | undefined
   /** Lengths of what it read at once. */
   readonly reads: ReadonlyArray<number>
+  /** Reads some bytes past Node, `most` at most; how many it were. */
+  readonly readNow: (most: number) => number
   /** Bytes of what it wrote that the kernel has taken. */
   readonly taken: () => number
 }
@@ -84,6 +86,7 @@ export const makePeer = (socket: Net.Socket): SocketPeer => {
     closed: () => socket.closed,
     error: () => error,
     reads,
+    readNow: (most) => Fs.readSync(NodeWire.descriptor(socket)!, new Uint8Array(most)),
     taken: () => socket.bytesWritten - socket.writableLength
   }
 }
