@@ -66,6 +66,8 @@ class Spill {
   readSize = 0
   /** The spool has not taken the last that was to be written. */
   stuck = false
+  /** There was no room once: it will be so again and again, each time that some is made. */
+  wasFull = false
   /** The last that was to be read could not be, for now. */
   unread = false
   /** Nothing of it is wanted any more. */
@@ -224,9 +226,9 @@ export class Backlog {
     if (!spill.stuck) {
       spill.stuck = true
       yield* Counters.limited("spool")
-      yield* failure === undefined
-        ? Effect.logInfo("the spool is full", { bytes: spill.disk })
-        : Effect.logWarning("the spool cannot be written", { error: failure.message })
+      if (failure !== undefined) yield* Effect.logWarning("the spool cannot be written", { error: failure.message })
+      else if (!spill.wasFull) yield* Effect.logInfo("the spool is full", { bytes: spill.disk })
+      spill.wasFull ||= failure === undefined
       this.#holder.moved(this)
     }
     const goOn = () => spill.over || this.#low() || (failure === undefined && fits())

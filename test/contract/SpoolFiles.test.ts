@@ -1,6 +1,7 @@
 /** The rules of `SpoolFiles`, for those in memory that services are tested with and for those in a directory. */
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
 import * as Fs from "node:fs"
 import * as Path from "node:path"
 import * as SpoolDirectory from "../../src/layers/SpoolDirectory.ts"
@@ -20,7 +21,7 @@ const inDirectory = Effect.gen(function* () {
   const services = yield* Layer.build(SpoolDirectory.layer({ parents: [parent], socketPath }))
   return yield* Effect.gen(function* () {
     const files = yield* SpoolFiles
-    yield* files.open
+    yield* Effect.provide(files.open, Logger.layer([]))
     const own = Path.join(parent, SpoolDirectory.nameOf(socketPath))
     return { files, names: () => Fs.readdirSync(own).filter((name) => name !== "pid") } satisfies Opened
   }).pipe(Effect.provideContext(services))

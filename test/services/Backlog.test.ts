@@ -40,7 +40,10 @@ const frame = (size: number, seed: number): Uint8Array =>
 /** Bytes without frames: all of them are whole. */
 const anywhere: Keeping["whole"] = ({ length }) => length
 
-/** A backlog beside a plain queue of what it should hold. `takes`: its holder takes all that is ready as soon as it hears of it. */
+/**
+ * A backlog beside a plain queue of what it should hold. `takes`: its holder takes all that is ready as soon as it hears
+ * of it.
+ */
 const make = Effect.fnUntraced(function* (
   memory: number,
   { takes = false, whole = anywhere }: { readonly takes?: boolean; readonly whole?: Keeping["whole"] } = {}
@@ -512,6 +515,26 @@ describe("the total", () => {
     }).pipe(spooled({ spoolTotal: 3000 }))
   )
 
+  it.effect("is used as far as whole chunks fit", () =>
+    Effect.gen(function* () {
+      const { backlog, chunk, disk, drain, push, spool } = yield* make(8000)
+      spool.reserve(45_000)
+      disk.hold()
+      push(chunk(8001))
+      push(chunk(1000)) // on its way to the disk
+      push(chunk(1500), chunk(1500), chunk(1500))
+      disk.release()
+      yield* Effect.yieldNow
+      assert.isTrue(backlog.stuck())
+      assert.strictEqual(disk.size(), 4000)
+      spool.release(45_000)
+      yield* Effect.yieldNow
+      assert.strictEqual(disk.size(), 5500)
+      yield* drain
+      yield* nothingLeft
+    }).pipe(spooled({ spoolTotal: 50_000 }))
+  )
+
   it.effect("is given back by a backlog that is cleared, to all who wait, as far as it goes", () =>
     Effect.gen(function* () {
       const first = yield* make(1000)
@@ -634,6 +657,7 @@ describe("a read that fails", () => {
       take()
       assert.strictEqual(backlog.ready, 0)
       assert.strictEqual(backlog.size, 1000)
+      yield* TestClock.adjust("10 seconds") // told once
       yield* TestClock.adjust("999 millis")
       disk.break("read", undefined)
       push(chunk(100)) // does not make it come earlier, nor pass it

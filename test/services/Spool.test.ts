@@ -5,12 +5,13 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Metric from "effect/Metric"
 import * as TestClock from "effect/testing/TestClock"
-import { Command } from "../../src/domain/Frame.ts"
+import * as Frame from "../../src/domain/Frame.ts"
 import * as Counters from "../../src/services/Counters.ts"
 import type { Deadline } from "../../src/services/Deadlines.ts"
 import { type Owner, Session, SessionError } from "../../src/services/Session.ts"
 import { defaults, type Settings } from "../../src/services/Settings.ts"
 import { Spool } from "../../src/services/Spool.ts"
+import type { Wire } from "../../src/services/Wire.ts"
 import { concat, pattern } from "../support/Bytes.ts"
 import { ack, type FakeAgent, likeC, silence } from "../support/FakeHyperstart.ts"
 import { MemorySpool, unused } from "../support/MemorySpool.ts"
@@ -19,6 +20,7 @@ import { execCmd, newContainer, register, running, shimFor } from "../support/Po
 import * as Records from "../support/Records.ts"
 import { type TestClient, TestProxy } from "../support/TestProxy.ts"
 
+const { Command } = Frame
 const kibibyte = 1024
 const small: Partial<Settings> = { outboxLimit: 16 * kibibyte, stdinLimit: 16 * kibibyte }
 
@@ -39,6 +41,10 @@ const same = (actual: Uint8Array, expected: Uint8Array): void => {
 /** All of a shim's output. */
 const outputOf = ({ received }: TestClient): Uint8Array =>
   concat(received.filter(({ type }) => type === "stdout" || type === "stderr").map(({ payload }) => payload))
+
+/** `payload` as a frame of output. */
+const frame = (payload: Uint8Array): Uint8Array =>
+  Frame.encode({ type: Frame.FrameType.stream, opcode: Frame.StreamKind.stdout, inError: false, payload })
 
 /** Sends `bytes` as a process's output, `size` bytes a message. */
 const print = (agent: FakeAgent, bytes: Uint8Array, size = 5000, sequence = 3): void => {
@@ -173,6 +179,57 @@ describe("output above the memory", () => {
     }).pipe(proxy())
   )
 
+  it("goes on with the frame that the last shim has not had all of, at whatever byte its connection ended", () => {
+    const owner: Owner = {
+      id: "vm",
+      stdin: () => {},
+      firstOutput: () => {},
+      exited: () => {},
+      signal: () => Effect.void,
+      orphaned: () => assert.fail("its process runs"),
+      close: () => {}
+    }
+    const connect = (taken: number) => {
+      const offered: Array<Uint8Array> = []
+      const size = () => concat(offered).length
+      const wire: Wire = {
+        peer: "shim",
+        pull: Effect.never,
+        offer: (chunks) => void offered.push(...chunks.map((chunk) => chunk.slice())),
+        offered: size,
+        pending: () => Math.max(size() - taken, 0),
+        drained: Effect.never,
+        closed: Effect.never
+      }
+      return { offered, shim: { wire, run: () => {}, end: () => {} } }
+    }
+    const batches = [[5], [30, 0, 1], [200, 12], [1], [90, 90]].map((sizes, n) =>
+      sizes.map((size) => frame(pattern(size, n)))
+    )
+    const frames = batches.flat()
+    const total = concat(frames).length
+    for (let taken = 0; taken <= total; taken++) {
+      const session = new Session("token", 3, owner, unused)
+      const first = connect(taken)
+      session.claim(first.shim)
+      session.attach(first.shim)
+      for (const batch of batches) {
+        const bytes = concat(batch)
+        session.emit(bytes, 0, bytes.length)
+        session.flush()
+      }
+      same(concat(first.offered), concat(frames))
+      session.release(first.shim)
+      const second = connect(Number.POSITIVE_INFINITY)
+      session.claim(second.shim)
+      session.attach(second.shim)
+      let had = 0
+      let size = 0
+      for (; had < frames.length && size + frames[had]!.length <= taken; had++) size += frames[had]!.length
+      same(concat(second.offered), concat(frames.slice(had)))
+    }
+  })
+
   it.effect("is gone with DisconnectShim", () =>
     Effect.gen(function* () {
       const disk = yield* MemorySpool
@@ -278,6 +335,29 @@ describe("output above the memory", () => {
       assert.isAbove(disk.size(), 100_000)
       assert.isFalse(log.records.some(({ msg }) => String(msg).includes("pauses")))
       shim.leave()
+    }).pipe(proxy({}, log))
+  })
+
+  it.effect("pauses its VM's io for a disk that hangs, which is told once", () => {
+    const log = Records.make()
+    return Effect.gen(function* () {
+      const disk = yield* MemorySpool
+      const { agent, runtime, shim } = yield* running("a")
+      shim.stopReading()
+      disk.hold()
+      const bytes = pattern(300_000)
+      print(agent, bytes)
+      agent.exit(3, 0)
+      yield* settle(runtime)
+      yield* TestClock.adjust("1 minutes")
+      const warned = log.records.filter(({ level }) => level === "Warn")
+      assert.strictEqual(warned.length, 1)
+      assert.include(String(warned[0]!.msg), "output of the VM pauses")
+      disk.release()
+      shim.readAgain()
+      yield* shim.until(() => shim.status() === 0)
+      same(outputOf(shim), bytes)
+      yield* nothingLeft
     }).pipe(proxy({}, log))
   })
 
@@ -473,6 +553,7 @@ describe("stdin above the memory", () => {
       const shim = yield* shimFor(tokens[0])
       const bytes = pattern(200_000)
       for (let at = 0; at < bytes.length; at += 999) shim.stdin(bytes.subarray(at, at + 999))
+      shim.stdin("")
       yield* settle(runtime)
       assert.isAbove(disk.size(), 150_000)
       disk.hold()
@@ -482,11 +563,10 @@ describe("stdin above the memory", () => {
       assert.isAbove(sent, 0)
       assert.isBelow(sent, 20_000)
       disk.release()
-      yield* TestClock.adjust("20 millis")
-      yield* agent.until(() => stdinOf(agent).length === bytes.length)
+      yield* agent.until(() => ended(agent))
       same(stdinOf(agent), bytes)
       const sizes = agent.stdin.map(({ data }) => data.length)
-      for (const size of sizes.slice(0, -1)) assert.strictEqual(size, 1012)
+      for (const size of sizes.slice(0, -2)) assert.strictEqual(size, 1012)
       yield* nothingLeft
     }).pipe(proxy())
   )
@@ -599,8 +679,9 @@ describe("stdin above the memory", () => {
 })
 
 describe("a proxy that stops", () => {
-  it.effect("leaves no file behind", () =>
-    Effect.gen(function* () {
+  it.effect("leaves no file behind, and tells of what it has not delivered", () => {
+    const log = Records.make()
+    return Effect.gen(function* () {
       let disk: MemorySpool["Service"] | undefined
       yield* Effect.gen(function* () {
         disk = yield* MemorySpool
@@ -614,8 +695,14 @@ describe("a proxy that stops", () => {
         yield* settle(runtime)
         assert.isAbove(disk.size(), 300_000)
         assert.isAtLeast(disk.files.size, 2)
-      }).pipe(Effect.scoped, proxy())
+      }).pipe(Effect.scoped, Effect.provide(TestProxy.layer(small)))
       assert.deepStrictEqual([...disk!.files.keys()], [])
-    })
-  )
+      const bytes = 200_000 + 40 * 12
+      assert.strictEqual(yield* Counters.droppedSoFar("orphan"), bytes)
+      assert.deepStrictEqual(
+        log.records.flatMap(({ fields, level }) => (level === "Warn" ? [fields] : [])),
+        [{ vm: "a", bytes }]
+      )
+    }).pipe(Effect.provide(log.layer), Effect.provideService(Metric.MetricRegistry, new Map()))
+  })
 })

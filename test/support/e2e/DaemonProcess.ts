@@ -176,7 +176,18 @@ export const start = (options: Options = {}) =>
   Effect.gen(function* () {
     const directory = options.directory ?? (yield* temporaryDirectory)
     const socketPath = Path.join(directory, "proxy.sock")
-    const child = yield* run(["-socket-path", socketPath, "-ksm", "initial", ...(options.args ?? [])], options)
+    const child = yield* run(
+      [
+        "-socket-path",
+        socketPath,
+        "-ksm",
+        "initial",
+        "-spool-dir",
+        Path.join(directory, "spool"),
+        ...(options.args ?? [])
+      ],
+      options
+    )
     return yield* listening(child, directory, socketPath)
   })
 
