@@ -417,9 +417,9 @@ describe("the limit", () => {
       assert.isFalse(backlog.stuck())
       yield* nothingLeft
       const full = log.records.filter(({ msg }) => msg === "the spool is full")
-      assert.isAbove(full.length, 0)
+      assert.strictEqual(full.length, 1) // however often there was room for a moment
       assert.deepStrictEqual(full[0]!.annotations, { vm: "pod" })
-      assert.strictEqual(yield* Counters.limitedSoFar("spool"), full.length)
+      assert.isAbove(yield* Counters.limitedSoFar("spool"), 1)
     }).pipe(spooled({ spoolLimit: 10_000 }, log))
   })
 
