@@ -30,6 +30,8 @@ export interface ProcessOutput {
    * frame to deliver, which is not due before the output has ended (`unlessEnded` says that there is none to wait for).
    */
   readonly exit: (status: number, unlessEnded?: "never started") => Uint8Array | undefined
+  /** The process was not started after all: an end without a status was no end, and a status without an end none. */
+  readonly reset: () => void
 }
 
 /** ProcessExited with `status`: a frame of 13 bytes. */
@@ -100,6 +102,12 @@ class Output implements ProcessOutput {
     this.#ended = true
     this.#status = given
     return exitFrame(given)
+  }
+
+  reset() {
+    if (this.#status !== undefined) return
+    this.#ended = false
+    this.#early = undefined
   }
 }
 

@@ -227,6 +227,7 @@ export class Session implements Holder {
   /** What became of the start: it runs, or another may be tried. */
   settled(started: boolean): void {
     this.#phase = started ? "started" : "idle"
+    if (!started) this.#output.reset()
     this.#changed.notify()
     this.#wake()
   }

@@ -585,6 +585,28 @@ describe("exits that come as events", () => {
     }).pipe(Effect.provide(TestProxy.layer()))
   )
 
+  it.effect("of a start that is then refused are forgotten: the next start in that session has its own", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, tokens } = yield* register("a", 1, { respond: () => silence })
+      const shim = yield* shimFor(tokens[0])
+      for (const last of [false, true]) {
+        runtime.send(Command.Hyper, newContainer(tokens[0], { id: "p1" }))
+        yield* agent.until(() => agent.commands.length === (last ? 2 : 1))
+        if (!last) {
+          agent.io(3, "")
+          agent.ctl(Code.processEvent, finished("p1", 9))
+        }
+        agent.ctl(last ? Code.ack : Code.error)
+        yield* runtime.until(() => runtime.responses().length === (last ? 3 : 2))
+      }
+      agent.io(3, "x") // one byte, and no end before it
+      agent.exit(3, 4)
+      yield* shim.until(() => shim.status() !== undefined)
+      assert.strictEqual(shim.output(), "x")
+      assert.strictEqual(shim.status(), 4)
+    }).pipe(Effect.provide(TestProxy.layer()))
+  )
+
   it.effect("harm nothing where they make no sense", () =>
     Effect.gen(function* () {
       const { agent, runtime } = yield* running("a", {}, { id: "init" })
