@@ -221,6 +221,7 @@ export class Session implements Holder {
 
   written(): void {
     this.#phase = "written"
+    this.#output.reset()
     this.#changed.notify()
   }
 

@@ -585,27 +585,29 @@ describe("exits that come as events", () => {
     }).pipe(Effect.provide(TestProxy.layer()))
   )
 
-  it.effect("of a start that is then refused are forgotten: the next start in that session has its own", () =>
-    Effect.gen(function* () {
-      const { agent, runtime, tokens } = yield* register("a", 1, { respond: () => silence })
-      const shim = yield* shimFor(tokens[0])
-      for (const last of [false, true]) {
-        runtime.send(Command.Hyper, newContainer(tokens[0], { id: "p1" }))
-        yield* agent.until(() => agent.commands.length === (last ? 2 : 1))
-        if (!last) {
-          agent.io(3, "")
-          agent.ctl(Code.processEvent, finished("p1", 9))
-        }
-        agent.ctl(last ? Code.ack : Code.error)
-        yield* runtime.until(() => runtime.responses().length === (last ? 3 : 2))
-      }
-      agent.io(3, "x") // one byte, and no end before it
-      agent.exit(3, 4)
-      yield* shim.until(() => shim.status() !== undefined)
-      assert.strictEqual(shim.output(), "x")
-      assert.strictEqual(shim.status(), 4)
-    }).pipe(Effect.provide(TestProxy.layer()))
-  )
+  for (const what of ["a status", "an end of output"])
+    it.effect(`come for a start that is then refused are forgotten: ${what}`, () =>
+      Effect.gen(function* () {
+        const { agent, runtime, tokens } = yield* register("a", 1, { respond: () => silence })
+        const shim = yield* shimFor(tokens[0])
+        const start = newContainer(tokens[0], { id: "p1" })
+        const refused = yield* Effect.forkChild(runtime.refused(Command.Hyper, start), { startImmediately: true })
+        yield* agent.until(() => agent.commands.length === 1)
+        if (what === "a status") agent.ctl(Code.processEvent, finished("p1", 9))
+        else agent.io(3, "")
+        agent.ctl(Code.error)
+        yield* Fiber.join(refused)
+        const started = yield* Effect.forkChild(runtime.ask(Command.Hyper, start), { startImmediately: true })
+        yield* agent.until(() => agent.commands.length === 2)
+        agent.ctl(Code.ack)
+        yield* Fiber.join(started)
+        agent.io(3, "x") // one byte, before the end
+        agent.exit(3, 4)
+        yield* shim.until(() => shim.status() !== undefined)
+        assert.strictEqual(shim.output(), "x")
+        assert.strictEqual(shim.status(), 4)
+      }).pipe(Effect.provide(TestProxy.layer()))
+    )
 
   it.effect("harm nothing where they make no sense", () =>
     Effect.gen(function* () {
