@@ -225,13 +225,14 @@ class Client implements Shim {
     const session = this.#session
     if (session === undefined) return stopped
     session.detach(this)
-    const released = Effect.andThen(
-      stopped,
+    const drained =
+      this.wire.pending() === 0
+        ? Effect.void
+        : Effect.ignore(Effect.timeoutOption(this.wire.drained, this.#around.settings.frameTimeout))
+    return Effect.ensuring(
+      Effect.andThen(stopped, drained),
       Effect.sync(() => session.release(this))
     )
-    if (this.wire.pending() === 0) return released
-    const drained = Effect.timeoutOption(this.wire.drained, this.#around.settings.frameTimeout)
-    return Effect.andThen(Effect.ignore(drained), released)
   }
 
   #end(log?: Effect.Effect<void>) {

@@ -7,6 +7,7 @@ import { Command } from "../../src/domain/Frame.ts"
 import * as CtlMessage from "../../src/domain/CtlMessage.ts"
 import { Sessions } from "../../src/services/Sessions.ts"
 import { ack, FakeHyperstart, refuse, silence } from "../support/FakeHyperstart.ts"
+import { running } from "../support/Pod.ts"
 import * as Records from "../support/Records.ts"
 import { TestProxy } from "../support/TestProxy.ts"
 
@@ -69,6 +70,29 @@ describe("Client", () => {
         runtime.readAgain()
         yield* agent.until(() => agent.commands.length === 3)
       }).pipe(Effect.provide(TestProxy.layer({ maxPipelined: 2, maxPending: 100 })))
+  )
+
+  it.effect("is not heard any more once its connection is ended, though it has not read its last answer", () =>
+    Effect.gen(function* () {
+      const { agent, runtime, shim } = yield* running("a")
+      agent.respond = () => silence
+      runtime.send(Command.Hyper, { hyperName: "readfile" })
+      yield* agent.until(() => agent.commands.length === 2)
+      shim.stopReading()
+      shim.send(Command.AttachVM, { containerId: "a" })
+      shim.send(Command.Hyper, { hyperName: "writefile" })
+      shim.send(Command.DisconnectShim, {})
+      const other = yield* (yield* TestProxy).connect
+      yield* other.ask(Command.AttachVM, { containerId: "a" })
+      agent.ctl(CtlMessage.Code.ack)
+      agent.respond = () => ack()
+      yield* other.ask(Command.Hyper, { hyperName: "ping" })
+      assert.deepStrictEqual(
+        agent.commands.slice(2).map(({ code }) => code),
+        [CtlMessage.Code.ping]
+      )
+      shim.readAgain()
+    }).pipe(Effect.provide(TestProxy.layer()))
   )
 
   it.effect("tells where shims connect, and as many tokens as were asked for", () =>
