@@ -176,8 +176,10 @@ export class Backlog {
     const head = this.#head
     while (!spill.over) {
       if (!this.#low()) {
-        if (tail.size > 0) yield* Effect.gen(() => this.#store(spill))
-        else yield* changed.until(() => spill.over || tail.size > 0 || this.#low())
+        // a little stays in memory: each write costs as much as many bytes do
+        const much = () => tail.size > this.#keeping.memory / 4
+        if (much()) yield* Effect.gen(() => this.#store(spill))
+        else yield* changed.until(() => spill.over || much() || this.#low())
       } else if (spill.stored > 0) {
         yield* Effect.gen(() => this.#fetch(spill))
       } else {

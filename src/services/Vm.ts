@@ -230,7 +230,7 @@ export class Vm implements Owner, Handlers {
         this.#free(session, this.#lost ?? stopped)
       }
       if (bytes === 0) return Effect.void
-      const log = Effect.logWarning("output that was not delivered dropped", { vm: this.id, bytes })
+      const log = Effect.logWarning("output that was not delivered dropped", { bytes })
       return Effect.andThen(Counters.dropped("orphan", bytes), log)
     })
   }

@@ -701,7 +701,7 @@ describe("a proxy that stops", () => {
       assert.strictEqual(yield* Counters.droppedSoFar("orphan"), bytes)
       assert.deepStrictEqual(
         log.records.flatMap(({ fields, level }) => (level === "Warn" ? [fields] : [])),
-        [{ vm: "a", bytes }]
+        [{ bytes }]
       )
     }).pipe(Effect.provide(log.layer), Effect.provideService(Metric.MetricRegistry, new Map()))
   })
