@@ -46,7 +46,7 @@ describe("flags", () => {
     const shared = Object.keys(defaults).filter((key) => key in config) as Array<
       keyof typeof defaults & keyof typeof config
     >
-    assert.strictEqual(shared.length, 24)
+    assert.strictEqual(shared.length, 23)
     for (const key of shared) assert.deepStrictEqual(config[key], defaults[key], key)
   })
 

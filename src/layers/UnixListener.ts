@@ -119,6 +119,7 @@ export const layer = ({ fd, path }: { readonly path: string; readonly fd: number
       const noConnections = new Crowded({ what: "connections", limit: settings.maxConnections })
       const noDescriptors = new Crowded({ what: "descriptors", limit: descriptors })
       let count = 0
+      let turnedAway = 0 // of the connections that are open
 
       /** The kernel gives the lowest number that is free, so a high one tells how many are left. */
       const left = (socket: Net.Socket) => descriptors - (NodeWire.descriptor(socket) ?? 0)
@@ -131,8 +132,11 @@ export const layer = ({ fd, path }: { readonly path: string; readonly fd: number
           socket.destroy()
           return { socket: undefined, crowded: noDescriptors }
         }
-        const full = connections(server) > settings.maxConnections
-        return { socket, crowded: full ? noConnections : undefined }
+        // those that are turned away take nobody's place
+        if (connections(server) - turnedAway <= settings.maxConnections) return { socket, crowded: undefined }
+        turnedAway++
+        socket.once("close", () => turnedAway--)
+        return { socket, crowded: noConnections }
       }
 
       const listen = Effect.gen(function* () {

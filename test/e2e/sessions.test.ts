@@ -339,6 +339,6 @@ own.live("output without end takes bounded memory, whether a shim does not read 
     for (let n = 0; n < 96 * 16; n++) for (const { agent } of [stuck, away]) agent.sendIo([3, piece])
     for (let n = 0; n < 200; n++) yield* answers(stuck.runtime)
     yield* answers(away.runtime)
-    assert.isBelow(daemon.child.memory.resident - before, 96 * 1024 * 1024)
+    assert.isBelow(daemon.child.memory.resident - before, 144 * 1024 * 1024) // what a flood leaves to be collected included
   })
 )

@@ -141,7 +141,7 @@ describe("output on disk", () => {
         for (let at = from; at < to; at += 10_000) agent.sendIo([3, bytes.subarray(at, Math.min(at + 10_000, to))])
       }
       print(0, 12 * mebibyte)
-      yield* eventually(daemon, "the spool", () => own.size() > 10 * mebibyte)
+      yield* eventually(daemon, "the spool", () => own.size() > 9 * mebibyte)
       let at = 0
       for (let round = 0; round < 8; round++) {
         const next = yield* connectShim(daemon, tokens[0])
@@ -183,7 +183,7 @@ describe("output on disk", () => {
       flood(vm.agent, 8 * mebibyte, 5)
       vm.agent.exit(3, 1)
       vm.agent.exit(5, 2)
-      yield* eventually(daemon, "the spool", () => own.size() > 13 * mebibyte)
+      yield* eventually(daemon, "the spool", () => own.size() > 12 * mebibyte)
       vm.agent.powerOff()
       const again = yield* connectShim(daemon, vm.tokens[1])
       vm.shim.resume()
@@ -223,7 +223,7 @@ describe("the files", () => {
     vm.agent.pauseIo()
     flood(vm.agent, 6 * mebibyte)
     vm.shim.send(Raw.stdin(Buffer.alloc(6 * mebibyte)))
-    yield* eventually(started.daemon, "the spool", () => started.own.size() > 9 * mebibyte)
+    yield* eventually(started.daemon, "the spool", () => started.own.size() > 8 * mebibyte)
     return { ...started, ...vm }
   })
 
@@ -449,7 +449,7 @@ describe("stdin on disk", () => {
       shim.send(Raw.stdin(""))
       accepted(yield* shim.request(Raw.Op.signal, { signalNumber: 2 }))
       assert.strictEqual(agent.commands(Raw.Ctl.killcontainer).length, 1)
-      yield* eventually(daemon, "the spool", () => own.size() > 20 * mebibyte)
+      yield* eventually(daemon, "the spool", () => own.size() > 19 * mebibyte)
       agent.resumeIo()
       yield* stdinEnd(agent)
       const inputs = agent.inputs(3).map((message) => message.data)
@@ -467,7 +467,7 @@ describe("stdin on disk", () => {
       const shim = yield* connectShim(daemon, tokens[0])
       const data = Scenario.pattern(12 * mebibyte)
       shim.send(Raw.stdin(data), Raw.stdin(""))
-      yield* eventually(daemon, "the spool", () => own.size() > 9 * mebibyte)
+      yield* eventually(daemon, "the spool", () => own.size() > 8 * mebibyte)
       accepted(yield* runtime.request(Raw.Op.hyper, hyper("newcontainer", container("c1"), tokens[0])))
       yield* stdinEnd(agent)
       const inputs = agent.inputs(3).map((message) => message.data)

@@ -2,7 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Arbitrary from "effect/Arbitrary"
 import * as Effect from "effect/Effect"
 import { type Life, lives } from "./Operation.ts"
-import { Performer } from "./perform.ts"
+import { Performer } from "./Performer.ts"
 import { shrink } from "./shrink.ts"
 import { World } from "./World.ts"
 
