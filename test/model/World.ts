@@ -423,7 +423,8 @@ export class World {
       if (fed.ended && (session.eof === "none" || fed.bytes < session.fed.length))
         fail(`the stdin of ${nameOf(session)} ended after ${fed.bytes} of ${session.fed.length} bytes`)
     }
-    if (model.agentReads) for (const session of model.sessions) this.#compareFed(agent, session)
+    if (!model.agentReads || io.ended !== undefined) return
+    for (const session of model.sessions) this.#compareFed(agent, session)
   }
 
   /** Whether an agent that reads has got all stdin that it may have. */
