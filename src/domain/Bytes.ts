@@ -25,6 +25,14 @@ export const concat = (parts: ReadonlyArray<Uint8Array>): Uint8Array => {
   return out
 }
 
+/** What is left of chunks once `taken` bytes of them are gone. */
+export const behind = (chunks: ReadonlyArray<Uint8Array>, taken: number): Array<Uint8Array> => {
+  let at = 0
+  let left = taken
+  while (at < chunks.length && left >= chunks[at]!.length) left -= chunks[at++]!.length
+  return left === 0 ? chunks.slice(at) : [chunks[at]!.subarray(left), ...chunks.slice(at + 1)]
+}
+
 /** `bytes` in a shape to keep: a view that holds more than twice its own size alive is copied. */
 export const keep = (bytes: Uint8Array): Uint8Array =>
   bytes.length * 2 < bytes.buffer.byteLength ? bytes.slice() : bytes

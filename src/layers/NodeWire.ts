@@ -4,6 +4,7 @@ import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as Fs from "node:fs"
 import * as Net from "node:net"
+import { behind } from "../domain/Bytes.ts"
 import { Condition } from "../services/Condition.ts"
 import { Dialer, DialTimeout, type Wire, WireClosed } from "../services/Wire.ts"
 import { Mailbox } from "./Mailbox.ts"
@@ -79,14 +80,6 @@ const join = (chunks: ReadonlyArray<Uint8Array>): ReadonlyArray<Uint8Array> => {
   let size = 0
   for (const chunk of chunks) size += chunk.length
   return size < joinBelow * chunks.length ? [Buffer.concat(chunks, size)] : chunks
-}
-
-/** What is left of chunks once `taken` bytes of them are gone. */
-const behind = (chunks: ReadonlyArray<Uint8Array>, taken: number): Array<Uint8Array> => {
-  let at = 0
-  let left = taken
-  while (at < chunks.length && left >= chunks[at]!.length) left -= chunks[at++]!.length
-  return left === 0 ? chunks.slice(at) : [chunks[at]!.subarray(left), ...chunks.slice(at + 1)]
 }
 
 /** A socket's file descriptor; `undefined` once it is closed. */

@@ -8,6 +8,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Fs from "node:fs"
 import * as Path from "node:path"
+import { behind } from "../domain/Bytes.ts"
 import { SpoolError, SpoolFiles } from "../services/Spool.ts"
 
 export interface Options {
@@ -81,12 +82,7 @@ const writeAll = (fd: number, at: number, chunks: ReadonlyArray<Uint8Array>): Ef
   Effect.flatMap(
     called<number>((done) => Fs.writev(fd, chunks, at, done)),
     (written) => {
-      let left = written
-      const rest: Array<Uint8Array> = []
-      for (const chunk of chunks) {
-        if (left < chunk.length) rest.push(chunk.subarray(left))
-        left = Math.max(left - chunk.length, 0)
-      }
+      const rest = behind(chunks, written)
       return rest.length === 0 ? Effect.void : writeAll(fd, at + written, rest)
     }
   )
@@ -94,18 +90,24 @@ const writeAll = (fd: number, at: number, chunks: ReadonlyArray<Uint8Array>): Ef
 /** Holds the number of the process whose directory it is in. */
 const pidFile = "pid"
 
+/** What it says; nothing where it cannot be read. */
+const pidIn = (directory: string): string => {
+  try {
+    return Fs.readFileSync(Path.join(directory, pidFile), "latin1")
+  } catch {
+    return ""
+  }
+}
+
 /** Whether a directory is a daemon's that has ended, and that none takes the place of: its socket is gone too. */
 const abandoned = (parent: string, name: string): boolean => {
   const socket = socketOf(name)
   if (socket === undefined || Fs.existsSync(socket)) return false
-  try {
-    const found = Fs.lstatSync(Path.join(parent, name))
-    if (!found.isDirectory() || found.uid !== process.geteuid?.()) return false
-    const pid = Fs.readFileSync(Path.join(parent, name, pidFile), "latin1")
-    return /^\d+$/.test(pid) && !Fs.existsSync(`/proc/${pid}`)
-  } catch {
-    return false
-  }
+  const directory = Path.join(parent, name)
+  const found = Fs.lstatSync(directory, { throwIfNoEntry: false })
+  if (found?.isDirectory() !== true || found.uid !== process.geteuid?.()) return false
+  const pid = pidIn(directory)
+  return /^\d+$/.test(pid) && !Fs.existsSync(`/proc/${pid}`)
 }
 
 /** Removes the files that were in a directory, and the directory, unless there are others by now. */
@@ -139,13 +141,7 @@ export const layer = ({ parents, socketPath }: Options): Layer.Layer<SpoolFiles>
       })
 
       /** Whether no other daemon has taken our place, and the directory with it. */
-      const isOurs = (path: string): boolean => {
-        try {
-          return Fs.readFileSync(Path.join(path, pidFile), "latin1") === String(process.pid)
-        } catch {
-          return false
-        }
-      }
+      const isOurs = (path: string): boolean => pidIn(path) === String(process.pid)
 
       const at = (name: string) => Path.join(directory ?? "", name)
 

@@ -20,7 +20,7 @@ export type Settings = {
   readonly frameTimeout: Duration.Duration
   /** A clean stop; then the daemon exits all the same. */
   readonly stopTimeout: Duration.Duration
-  /** What a lost VM's sessions have received is kept for shims that are away; then, or at UnregisterVM, it is dropped. */
+  /** A session without a shim is kept after its process has ended, or its VM; then it is freed, and what it holds dropped. */
   readonly orphanTimeout: Duration.Duration
   /** How long a pod's daemon waits for UnregisterVM once its VM has come to its end; then it exits all the same. */
   readonly podTimeout: Duration.Duration
