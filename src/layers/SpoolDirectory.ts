@@ -104,8 +104,12 @@ const abandoned = (parent: string, name: string): boolean => {
   const socket = socketOf(name)
   if (socket === undefined || Fs.existsSync(socket)) return false
   const directory = Path.join(parent, name)
-  const found = Fs.lstatSync(directory, { throwIfNoEntry: false })
-  if (found?.isDirectory() !== true || found.uid !== process.geteuid?.()) return false
+  try {
+    const found = Fs.lstatSync(directory)
+    if (!found.isDirectory() || found.uid !== process.geteuid?.()) return false
+  } catch {
+    return false
+  }
   const pid = pidIn(directory)
   return /^\d+$/.test(pid) && !Fs.existsSync(`/proc/${pid}`)
 }
