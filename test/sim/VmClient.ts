@@ -103,12 +103,16 @@ export interface Ctl extends Connection<CtlReply> {
 const encode = (payload: unknown): Uint8Array =>
   payload === undefined ? nothing : payload instanceof Uint8Array ? payload : utf8(JSON.stringify(payload))
 
-export const connectCtl = Effect.fnUntraced(function* (path: string) {
+export const connectCtl = Effect.fnUntraced(function* (path: string, paused?: boolean) {
   const parser = CtlMessage.makeParser()
-  const connection = yield* connect<CtlReply>(path, (chunk, take) => {
-    const parsed = parser.push(chunk, (code, payload) => take({ code, payload: payload.slice() }))
-    assert.isTrue(Result.isSuccess(parsed))
-  })
+  const connection = yield* connect<CtlReply>(
+    path,
+    (chunk, take) => {
+      const parsed = parser.push(chunk, (code, payload) => take({ code, payload: payload.slice() }))
+      assert.isTrue(Result.isSuccess(parsed))
+    },
+    paused
+  )
   const write = (code: number, payload?: unknown) =>
     void connection.socket.write(CtlMessage.encode(code, encode(payload)))
   const command = Effect.fnUntraced(function* (code: number, payload?: unknown) {
