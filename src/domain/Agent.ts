@@ -85,6 +85,13 @@ export const winsizeByProcess = (container: string, process: string, row: number
 export const killContainer = (container: string, signal: number): Uint8Array =>
   json({ container, signal, allProcesses: false })
 
+/** `pscontainer`: the processes of a container; the Go agent refuses it for one that does not run. */
+export const psContainer = (container: string): Uint8Array => json({ container, format: "json", psArgs: [] })
+
+/** Whether an agent's text says that a container does not run, or is not there. */
+export const saysGone = (text: string): boolean =>
+  /is not running|not found|no such container|unknown container/i.test(text)
+
 /** `signalprocess`: a signal for an exec'ed process; agents of `eventApi` or later. */
 export const signalProcess = (container: string, process: string, signal: number): Uint8Array =>
   json({ container, process, signal })

@@ -85,9 +85,18 @@ export class ByteQueue {
 
   /** Puts chunks back that `take` gave out. */
   unshift(chunks: ReadonlyArray<Uint8Array>): void {
+    if (this.#at > 0) this.#chunks[0] = this.#chunks[0]!.subarray(this.#at)
+    this.#at = 0
     this.#chunks.unshift(...chunks)
     this.#settled += chunks.length
     for (const chunk of chunks) this.#size += chunk.length
+  }
+
+  /** All of it, left where it is. */
+  chunks(): ReadonlyArray<Uint8Array> {
+    return this.#at === 0
+      ? this.#chunks
+      : this.#chunks.map((chunk, at) => (at === 0 ? chunk.subarray(this.#at) : chunk))
   }
 
   clear(): void {

@@ -14,6 +14,7 @@ import * as Data from "effect/Data"
 import * as Result from "effect/Result"
 import * as Assembly from "./Assembly.ts"
 import { putU32, u32 } from "./Bytes.ts"
+import type * as Recovery from "./Recovery.ts"
 
 /** Bytes before the payload. */
 export const headerSize = 8
@@ -79,6 +80,8 @@ export class CtlError extends Data.TaggedError("CtlError")<{ readonly length: nu
   }
 }
 
+const nothing = new Uint8Array(0)
+
 /** One message in a buffer of its own: it must leave in one write. */
 export const encode = (code: number, payload: Uint8Array): Uint8Array => {
   const out = new Uint8Array(headerSize + payload.length)
@@ -98,6 +101,8 @@ export interface Parser {
     chunk: Uint8Array,
     onMessage: (code: number, payload: Uint8Array) => void
   ) => Result.Result<void, CtlError>
+  /** Bytes that put a new parser where this one stands: the part of a message that has no rest yet. */
+  readonly rest: () => Uint8Array
 }
 
 /** A class, as every VM has one: methods cost nothing an instance. */
@@ -107,6 +112,10 @@ class CtlParser implements Parser {
 
   constructor(limit: number) {
     this.#limit = limit
+  }
+
+  rest() {
+    return this.#straddling.active() ? this.#straddling.bytes().slice() : nothing
   }
 
   push(chunk: Uint8Array, onMessage: (code: number, payload: Uint8Array) => void): Result.Result<void, CtlError> {
@@ -144,3 +153,22 @@ class CtlParser implements Parser {
 
 /** A `Parser` that refuses messages above `limit` bytes, header included. */
 export const makeParser = (limit: number = defaultMaxReply): Parser => new CtlParser(limit)
+
+const fromAgent: ReadonlySet<number> = new Set([
+  Code.ready,
+  Code.ack,
+  Code.error,
+  Code.next,
+  Code.processEvent,
+  Code.signalprocess
+])
+
+/** What the messages of an agent look like, of up to `limit` bytes: to find the first in bytes that begin anywhere. */
+export const traits = (limit: number = defaultMaxReply): Recovery.Traits => ({
+  headerSize,
+  lengthAt: (bytes, at) => u32(bytes, at + 4),
+  plausible: (bytes, at) => {
+    const length = u32(bytes, at + 4)
+    return fromAgent.has(u32(bytes, at)) && length >= headerSize && length <= limit
+  }
+})

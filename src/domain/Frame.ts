@@ -153,6 +153,15 @@ export const wholeEnd = (bytes: Uint8Array): number => {
   return end
 }
 
+const nothing = new Uint8Array(0)
+
+/** Whether the last of `bytes`, whole frames as `wholeEnd` takes them, is a notification. */
+export const endsWithNotification = (bytes: Uint8Array): boolean => {
+  let last = 0
+  for (let at = 0; at + headerSize <= bytes.length; at += headerSize + u32(bytes, at + 8)) last = at
+  return bytes.length >= headerSize && (bytes[last + 6]! & 0x0f) === FrameType.notification
+}
+
 /** An incremental decoder; one per connection. */
 export interface Parser {
   /**
@@ -162,6 +171,8 @@ export interface Parser {
   readonly push: (chunk: Uint8Array, onFrame: (frame: Frame) => void) => Result.Result<void, FrameError>
   /** Whether the bytes so far end inside a frame. */
   readonly midFrame: () => boolean
+  /** Bytes that put a new parser of the same policy where this one stands: the part of a frame that has no rest yet. */
+  readonly rest: () => Uint8Array
 }
 
 /** A class, as every connection has one: methods cost nothing an instance. */
@@ -184,6 +195,20 @@ class FrameParser implements Parser {
 
   midFrame() {
     return this.#open || this.#headerFilled > 0
+  }
+
+  rest() {
+    if (!this.#open) return (this.#header ?? nothing).slice(0, this.#headerFilled)
+    // of a header's padding as much is made up as makes whole words of what is still to come
+    const words = Math.ceil(this.#padding / 4)
+    const madeUp = words * 4 - this.#padding
+    const body = this.#body.active() ? this.#body.bytes() : nothing
+    const out = new Uint8Array(headerSize + madeUp + body.length)
+    const length = body.length + this.#remaining
+    writeHeader(out, 0, this.#type, this.#opcode, length, this.#inError ? errorFlag : 0)
+    out[2] = headerSize / 4 + words
+    out.set(body, headerSize + madeUp)
+    return out
   }
 
   push(chunk: Uint8Array, onFrame: (frame: Frame) => void): Result.Result<void, FrameError> {

@@ -17,6 +17,7 @@ import * as Data from "effect/Data"
 import * as Result from "effect/Result"
 import * as Assembly from "./Assembly.ts"
 import { putU32, u32 } from "./Bytes.ts"
+import type * as Recovery from "./Recovery.ts"
 
 /** Bytes before the data. */
 export const headerSize = 12
@@ -49,7 +50,11 @@ export interface Parser {
    * came whole before it has been appended.
    */
   readonly push: (chunk: Uint8Array, runs: Array<Run>) => Result.Result<void, IoError>
+  /** Bytes that put a new parser where this one stands: the part of a message that has no rest yet. */
+  readonly rest: () => Uint8Array
 }
+
+const nothing = new Uint8Array(0)
 
 /** The sequence number at `at`. Exact below 2^53; the proxy itself gives out small ones only. */
 export const sequenceAt = (bytes: Uint8Array, at: number): number => {
@@ -69,6 +74,10 @@ class IoParser implements Parser {
 
   constructor(limit: number) {
     this.#limit = limit
+  }
+
+  rest() {
+    return this.#straddling.active() ? this.#straddling.bytes().slice() : nothing
   }
 
   push(chunk: Uint8Array, runs: Array<Run>): Result.Result<void, IoError> {
@@ -115,6 +124,20 @@ class IoParser implements Parser {
 
 /** A `Parser` that refuses messages above `limit` bytes, header included. */
 export const makeParser = (limit: number = maxMessage): Parser => new IoParser(limit)
+
+/**
+ * What the messages of an agent look like that was given sequence numbers below `end`, of up to `limit` bytes: to find the
+ * first in bytes that begin anywhere. 0 is no sequence of a stream.
+ */
+export const traits = (end: number, limit: number = maxMessage): Recovery.Traits => ({
+  headerSize,
+  lengthAt,
+  plausible: (bytes, at) => {
+    const length = lengthAt(bytes, at)
+    const sequence = sequenceAt(bytes, at)
+    return length >= headerSize && length <= limit && sequence > 0 && sequence < end
+  }
+})
 
 /**
  * Writes the header of a message with `length` bytes of data at `at`. `sequence` is below 2^53.

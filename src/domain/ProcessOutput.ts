@@ -32,7 +32,19 @@ export interface ProcessOutput {
   readonly exit: (status: number, unlessEnded?: "never started") => Uint8Array | undefined
   /** The process was not started after all: an end without a status was no end, and a status without an end none. */
   readonly reset: () => void
+  readonly carry: () => Carried
 }
+
+/** Where the output of a process stands. */
+export interface Carried {
+  readonly ended: boolean
+  readonly status: number | undefined
+  /** A status that came before the end of the output. */
+  readonly early: number | undefined
+}
+
+/** Of a process that has not been started. */
+const fresh: Carried = { ended: false, status: undefined, early: undefined }
 
 /** ProcessExited with `status`: a frame of 13 bytes. */
 export const exitFrame = (status: number): Uint8Array =>
@@ -46,12 +58,19 @@ export const exitFrame = (status: number): Uint8Array =>
 /** A class, as every process has one: methods cost nothing an instance. */
 class Output implements ProcessOutput {
   readonly #stdio: number
-  #ended = false
+  #ended: boolean
   #status: number | undefined
   #early: number | undefined // a status that came before the end of the output
 
-  constructor(stdio: number) {
+  constructor(stdio: number, { early, ended, status }: Carried) {
     this.#stdio = stdio
+    this.#ended = ended
+    this.#status = status
+    this.#early = early
+  }
+
+  carry() {
+    return { ended: this.#ended, status: this.#status, early: this.#early }
   }
 
   ended() {
@@ -111,5 +130,5 @@ class Output implements ProcessOutput {
   }
 }
 
-/** The output of the process whose stdio sequence is `stdio`. */
-export const make = (stdio: number): ProcessOutput => new Output(stdio)
+/** The output of the process whose stdio sequence is `stdio`, from where it stands. */
+export const make = (stdio: number, carried: Carried = fresh): ProcessOutput => new Output(stdio, carried)

@@ -110,6 +110,34 @@ describe("ByteQueue", () => {
     assert.deepStrictEqual([...concat(queue.take(100))], [0, 1, 2])
   })
 
+  it("takes back chunks that it gave out: they come first again, and more may be pushed, read and taken behind them", () => {
+    const queue = new ByteQueue()
+    queue.push(view(100))
+    queue.push(view(2000, 100))
+    queue.settle()
+    const [first] = queue.take(1)
+    queue.unshift([first!])
+    queue.push(view(50, 2100))
+    queue.settle()
+    assert.strictEqual(queue.size, 2150)
+    assert.deepStrictEqual([...concat(queue.take(Number.POSITIVE_INFINITY))], [...bytes(2150)])
+  })
+
+  it("shows all that it has, but what has been read, and keeps it", () => {
+    const queue = new ByteQueue()
+    assert.deepStrictEqual(queue.chunks(), [])
+    for (let at = 0; at < 6000; at += 600) queue.push(view(600, at))
+    const out = new Uint8Array(700)
+    queue.read(out, 0, 700)
+    queue.settle()
+    for (let n = 0; n < 2; n++) assert.deepStrictEqual([...concat(queue.chunks())], [...bytes(5300, 700)])
+    assert.strictEqual(queue.size, 5300)
+    const rest = new Uint8Array(5300)
+    queue.read(rest, 0, 5300)
+    assert.deepStrictEqual([...rest], [...bytes(5300, 700)])
+    assert.deepStrictEqual([...concat(queue.chunks())], [])
+  })
+
   it.prop(
     "reads the bytes in their order, whatever waits and however they are cut",
     [Schema.Array(step)],
@@ -131,6 +159,7 @@ describe("ByteQueue", () => {
           read += length
         }
         assert.strictEqual(queue.size, pushed - read)
+        assert.isTrue(Buffer.from(concat(queue.chunks())).equals(bytes(pushed - read, read)))
       }
       const rest = new Uint8Array(queue.size)
       queue.read(rest, 0, rest.length)

@@ -93,6 +93,30 @@ describe("CtlMessage", () => {
     }
   )
 
+  it.prop(
+    "is gone on with by a new parser that is given the rest of the old one's, wherever it is cut",
+    {
+      sent: Schema.Array(Schema.Int.check(Schema.isBetween({ minimum: 0, maximum: 300 }))),
+      sizes: CutSizes
+    },
+    ({ sent, sizes }) => {
+      const whole = concat(sent.map((length, i) => CtlMessage.encode(i, pattern(length, i))))
+      const messages: Array<readonly [code: number, payload: string]> = []
+      let parser = CtlMessage.makeParser()
+      for (const piece of cut(whole, sizes)) {
+        const rest = parser.rest()
+        assert.strictEqual(toHex(parser.rest()), toHex(rest), "asking changes nothing")
+        parser = CtlMessage.makeParser()
+        for (const bytes of [rest, piece]) parser.push(bytes, (code, payload) => messages.push([code, toHex(payload)]))
+      }
+      assert.strictEqual(parser.rest().length, 0)
+      assert.deepStrictEqual(
+        messages,
+        sent.map((length, i) => [i, toHex(pattern(length, i))] as const)
+      )
+    }
+  )
+
   it("needs no byte after a message to give it out, and reads that bring nothing change nothing", () => {
     const nothing = new Uint8Array(0)
     const ack = CtlMessage.encode(Code.ack, utf8("{}"))

@@ -236,6 +236,34 @@ describe("Frame", () => {
       )
   )
 
+  it.prop(
+    "is gone on with by a new parser that is given the rest of the old one's, wherever it is cut",
+    { sent: Schema.Array(ClientFrame), sizes: CutSizes },
+    ({ sent, sizes }) => {
+      const whole = concat(
+        sent.map(({ kind, payloadLength, words }, i) =>
+          extended(frame((kind >> 4) as Frame.FrameType, kind & 15, pattern(payloadLength, i)), words)
+        )
+      )
+      const expected = parse(client, [whole.slice()]).frames
+      const frames: Array<Seen> = []
+      let parser = Frame.makeParser(client)
+      const push = (bytes: Uint8Array) =>
+        parser.push(bytes, ({ payload, ...rest }) => frames.push({ ...rest, payload: toHex(payload) }))
+      for (const piece of cut(whole, sizes)) {
+        const before = parser.midFrame()
+        const rest = parser.rest()
+        assert.strictEqual(rest.length > 0, before)
+        assert.strictEqual(toHex(parser.rest()), toHex(rest), "asking changes nothing")
+        parser = Frame.makeParser(client)
+        push(rest)
+        assert.strictEqual(parser.midFrame(), before)
+        push(piece)
+      }
+      assert.deepStrictEqual(joined(frames), joined(expected))
+    }
+  )
+
   it("hands stdin on as it comes, in pieces that are never empty, and its end exactly once", () => {
     const stdin = frame(FrameType.stream, StreamKind.stdin, utf8("abcdef"))
     const end = frame(FrameType.stream, StreamKind.stdin, utf8(""))

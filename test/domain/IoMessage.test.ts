@@ -2,7 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as IoMessage from "../../src/domain/IoMessage.ts"
-import { concat, cut, fromHex, pattern, toHex, utf8 } from "../support/Bytes.ts"
+import { CutSizes, concat, cut, fromHex, pattern, toHex, utf8 } from "../support/Bytes.ts"
 
 const KiB = 1024
 const MiB = 1024 * KiB
@@ -163,6 +163,28 @@ describe("IoMessage", () => {
         for (const [i, { sequence }] of runs.entries())
           // the first may be a message that began in an earlier chunk
           if (i >= 2) assert.notStrictEqual(sequence, runs[i - 1]?.sequence)
+    }
+  )
+
+  it.prop(
+    "is gone on with by a new parser that is given the rest of the old one's, wherever it is cut",
+    {
+      sent: Schema.Array(Schema.Int.check(Schema.isBetween({ minimum: 0, maximum: 60 }))),
+      sizes: CutSizes
+    },
+    ({ sent, sizes }) => {
+      const expected = sent.map((length, i) => toHex(IoMessage.encode(3 + (i % 3), pattern(length, i))))
+      const whole = concat(sent.map((length, i) => IoMessage.encode(3 + (i % 3), pattern(length, i))))
+      const runs: Array<IoMessage.Run> = []
+      let parser = IoMessage.makeParser()
+      for (const piece of cut(whole, sizes)) {
+        const rest = parser.rest()
+        assert.strictEqual(toHex(parser.rest()), toHex(rest), "asking changes nothing")
+        parser = IoMessage.makeParser()
+        for (const bytes of [rest, piece]) parser.push(bytes, runs)
+      }
+      assert.strictEqual(parser.rest().length, 0)
+      assert.deepStrictEqual(runs.flatMap(messagesOf), expected)
     }
   )
 

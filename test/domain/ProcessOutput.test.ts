@@ -253,6 +253,20 @@ describe("ProcessOutput", () => {
     }
   }
 
+  it("of a process that was not started after all forgets an end, and a status, but not both", () => {
+    const output = ProcessOutput.make(stdio)
+    rewrite(output, [end])
+    output.reset()
+    assert.deepStrictEqual(output.carry(), { ended: false, status: undefined, early: undefined })
+    assert.deepStrictEqual(rewrite(output, [out("x")]).frames, [`stdout ${hex("x")}`])
+    assert.isUndefined(output.exit(4))
+    output.reset()
+    assert.deepStrictEqual(rewrite(output, [end]).frames, [])
+    rewrite(output, [out(3)])
+    output.reset()
+    assert.deepStrictEqual(output.carry(), { ended: true, status: 3, early: undefined })
+  })
+
   it.prop(
     "delivers what PROTOCOL.md says, whatever the messages, their runs, and the moment of an event",
     {
@@ -260,13 +274,14 @@ describe("ProcessOutput", () => {
         Schema.Struct({
           stream: Schema.Literals(["stdout", "stderr"]),
           length: Schema.Literals([0, 1, 1, 2, 40]),
-          joined: Schema.Boolean
+          joined: Schema.Boolean,
+          carried: Schema.Boolean
         })
       ),
       eventAt: Schema.Int.check(Schema.isBetween({ minimum: 0, maximum: 20 }))
     },
     ({ eventAt, steps }) => {
-      const output = ProcessOutput.make(stdio)
+      let output = ProcessOutput.make(stdio)
       const expected = model()
       const frames: Array<string> = []
       let dropped = 0
@@ -283,7 +298,11 @@ describe("ProcessOutput", () => {
         if (frame !== undefined) frames.push(...framesOf(frame))
         expected.event(42)
       }
-      for (const [i, { joined, length, stream }] of steps.entries()) {
+      for (const [i, { carried, joined, length, stream }] of steps.entries()) {
+        if (carried) {
+          flush()
+          output = ProcessOutput.make(stdio, output.carry())
+        }
         if (i === eventAt) event()
         const message = { stream, data: pattern(length, i) }
         if (!joined || run[0]?.stream !== stream) flush()
