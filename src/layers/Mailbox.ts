@@ -9,9 +9,8 @@ export class Mailbox<A, E> {
 
   /** Waits for the next item; after `fail`, for those that came before. One caller at a time. */
   readonly take = Effect.callback<A, E>((resume) => {
-    if (this.#items.length > 0) return resume(Effect.succeed(this.#items.shift()!))
-    if (this.#failure !== undefined) return resume(Effect.fail(this.#failure.error))
     this.#waiter = resume
+    if (this.wake()) return
     this.onWait()
     return Effect.sync(() => {
       if (this.#waiter === resume) this.#waiter = undefined
@@ -25,6 +24,26 @@ export class Mailbox<A, E> {
 
   /** Runs whenever a fiber begins to wait. */
   protected onWait(): void {}
+
+  /** Whether nothing is given out for now. */
+  protected holds(): boolean {
+    return false
+  }
+
+  /** Gives the fiber that waits what there is for it, if there is; true where it resumed. */
+  wake(): boolean {
+    const resume = this.#waiter
+    if (resume === undefined || this.holds()) return false
+    if (this.#items.length === 0 && this.#failure === undefined) return false
+    this.#waiter = undefined
+    resume(this.#items.length > 0 ? Effect.succeed(this.#items.shift()!) : Effect.fail(this.#failure!.error))
+    return true
+  }
+
+  /** Keeps an item without waking anybody. */
+  add(item: A): void {
+    this.#items.push(item)
+  }
 
   /** True where a fiber was waiting for it. */
   offer(item: A): boolean {
@@ -40,9 +59,12 @@ export class Mailbox<A, E> {
 
   fail(error: E): void {
     this.#failure ??= { error }
-    const resume = this.#waiter
-    this.#waiter = undefined
-    resume?.(Effect.fail(this.#failure.error))
+    this.wake()
+  }
+
+  /** What nobody has waited for. */
+  items(): ReadonlyArray<A> {
+    return this.#items.slice()
   }
 
   /** Takes everything that nobody has waited for. */

@@ -1,12 +1,12 @@
-/** `Wire` and `Dialer` over `node:net`. */
+/** `Wire` and the ports beside it over `node:net`. */
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as Fs from "node:fs"
 import * as Net from "node:net"
 import { behind } from "../domain/Bytes.ts"
-import { Condition } from "../services/Condition.ts"
-import { Dialer, DialTimeout, type Wire, WireClosed } from "../services/Wire.ts"
+import { Condition, once } from "../services/Condition.ts"
+import { type CarriedWire, Descriptors, Dialer, DialTimeout, Reading, type Wire, WireClosed } from "../services/Wire.ts"
 import { Mailbox } from "./Mailbox.ts"
 
 /** Largest chunk that is given out, in bytes: what Node reads at once. Full, where there may be more. */
@@ -20,6 +20,12 @@ const joinBelow = 2048
 
 /** Milliseconds until a peer that accepts nobody for now is dialled again. */
 const redialAfter = 20
+
+/**
+ * The sockets for which something came while all reading is held: where it goes on they have to be told. A wire that breaks
+ * meanwhile is not held any more, as no other process could go on with it: what came before is given out.
+ */
+let held: Set<Chunks> | undefined
 
 /** A socket needs somebody to hear of its error, also before its wire does: an error that nobody hears ends the process. */
 export const heard = (): void => {}
@@ -40,6 +46,12 @@ class Chunks extends Mailbox<Uint8Array, WireClosed> {
   }
 
   receive(chunk: Uint8Array) {
+    if (held !== undefined) {
+      this.add(chunk)
+      this.#socket.pause()
+      held.add(this)
+      return
+    }
     if (chunk.length === maxChunk) {
       this.#resting = true
       this.#socket.pause()
@@ -50,11 +62,22 @@ class Chunks extends Mailbox<Uint8Array, WireClosed> {
 
   rested() {
     this.#resting = false
-    if (this.awaited()) this.#socket.resume()
+    if (this.awaited()) this.onWait()
   }
 
   protected override onWait() {
-    if (!this.#resting && (this.#socket.isPaused() || this.#socket.readableFlowing === null)) this.#socket.resume()
+    if (held !== undefined) held.add(this)
+    else if (!this.#resting && (this.#socket.isPaused() || this.#socket.readableFlowing === null)) this.#socket.resume()
+  }
+
+  protected override holds() {
+    return held !== undefined && !this.#socket.destroyed
+  }
+
+  /** Reading is held no more. */
+  goOn() {
+    if (this.#socket.readableEnded) (this.#socket as Wired)[wire].close()
+    if (!this.wake() && this.awaited()) this.onWait()
   }
 }
 
@@ -110,7 +133,7 @@ class NodeWire implements Wire {
     ;(socket as Wired)[wire] = this
     socket.on("data", onData)
     socket.on("end", onEnd)
-    socket.on("close", onEnd)
+    socket.on("close", onClose)
     socket.on("error", onError)
     if (socket.destroyed) this.close()
   }
@@ -142,10 +165,70 @@ class NodeWire implements Wire {
     return this.#offered - this.#taken
   }
 
-  /** Gives all that is left to Node, which writes it before it ends the connection. */
-  flush() {
-    for (const chunk of behind(this.#queue, this.#writing)) this.#socket.write(chunk)
-    this.#queue = []
+  descriptor() {
+    return this.#socket.errored === null ? descriptor(this.#socket) : undefined
+  }
+
+  carry(): CarriedWire | undefined {
+    const socket = this.#socket
+    const fd = this.descriptor()
+    if (fd === undefined) return undefined
+    // it emits what it returns, which is kept as whatever comes while reading is held
+    for (let left = socket.readableLength; left > 0; left = socket.readableLength) socket.read(Math.min(left, maxChunk))
+    return { descriptor: fd, unread: this.#mailbox.items(), unsent: this.#unsent() }
+  }
+
+  #unsent(): ReadonlyArray<Uint8Array> {
+    // Node tells of a write that was done at once only behind this turn
+    const taken = this.#socket.writableLength === 0 ? this.#writing : 0
+    return behind(this.#queue, taken)
+  }
+
+  /** Begins where another daemon's wire over this socket was. */
+  adopt({ unread, unsent }: CarriedWire) {
+    for (const chunk of unread) this.#mailbox.add(chunk)
+    this.offer(unsent)
+  }
+
+  /**
+   * Lets what is queued leave, then shuts down the writing side and calls `then`, as it does where the connection is closed
+   * before. What comes is discarded until the peer closes too, for `linger` milliseconds at most.
+   */
+  end(linger: number, ending: Set<Wire>, then: () => void) {
+    const socket = this.#socket
+    if (socket.destroyed) return then()
+    ending.add(this)
+    const timer = setTimeout(() => socket.destroy(), linger)
+    timer.unref()
+    socket.once("close", () => {
+      clearTimeout(timer)
+      ending.delete(this)
+      then()
+    })
+    socket.removeAllListeners("data")
+    socket.resume() // without a listener, what comes is discarded
+    this.#mailbox.clear()
+    const shutDown = () => void socket.end(then)
+    if (this.#queue.length === 0) shutDown()
+    else once(() => this.#queue.length === 0, [this.#changed], shutDown)
+  }
+
+  shutDown() {
+    const shut = () => void this.#socket.end()
+    if (this.#queue.length === 0) shut()
+    else once(() => this.#queue.length === 0, [this.#changed], shut)
+  }
+
+  drainAndClose() {
+    if (this.#closed !== undefined) {
+      this.#socket.destroy() // whose peer has only shut down its writing side
+      return []
+    }
+    const unsent = this.#unsent()
+    this.#salvage()
+    this.#socket.destroy()
+    this.close()
+    return unsent
   }
 
   /** Writes what the kernel takes, and the rest once it takes more. */
@@ -184,7 +267,7 @@ class NodeWire implements Wire {
     const socket = this.#socket
     socket.removeListener("data", onData) // what `read` returns, it emits as well
     for (let left = socket.readableLength; left > 0; left = socket.readableLength)
-      this.#mailbox.offer(socket.read(Math.min(left, maxChunk)) as Uint8Array)
+      this.#mailbox.add(socket.read(Math.min(left, maxChunk)) as Uint8Array)
     const fd = descriptor(socket)
     if (fd === undefined) return
     try {
@@ -192,7 +275,7 @@ class NodeWire implements Wire {
         const chunk = new Uint8Array(maxChunk)
         const size = Fs.readSync(fd, chunk)
         if (size === 0) return
-        this.#mailbox.offer(chunk.subarray(0, size))
+        this.#mailbox.add(chunk.subarray(0, size))
       }
     } catch {
       // the kernel has nothing more
@@ -201,6 +284,12 @@ class NodeWire implements Wire {
 
   receive(chunk: Uint8Array) {
     this.#mailbox.receive(chunk)
+  }
+
+  /** The peer has shut down its writing side. Who reads the socket next sees that again. */
+  ended() {
+    if (held === undefined) this.close()
+    else held.add(this.#mailbox)
   }
 
   fail(cause: unknown) {
@@ -227,6 +316,10 @@ function onData(this: Net.Socket, chunk: Uint8Array) {
 }
 
 function onEnd(this: Net.Socket) {
+  ;(this as Wired)[wire].ended()
+}
+
+function onClose(this: Net.Socket) {
   ;(this as Wired)[wire].close()
 }
 
@@ -238,30 +331,84 @@ function onError(this: Net.Socket, cause: Error) {
 export const make = (socket: Net.Socket, peer: string): Wire => new NodeWire(socket, peer)
 
 /**
- * Adopts an accepted socket. At the scope's end what was written leaves, the writing side is shut down, and what the client
- * still sends is read and discarded until it closes too: a plain close would lose what it was about to read, and may kill
- * it by SIGPIPE. A client that has not closed after `linger` milliseconds is closed upon.
+ * A socket over a descriptor that another process had, or has. Reads nothing by itself, as one that a server with
+ * `pauseOnConnect` accepts: Node's documentation has no option for it, but its server makes its sockets with this one.
  */
-export const accepted = (socket: Net.Socket, peer: string, linger: number): Effect.Effect<Wire, never, Scope.Scope> =>
-  Effect.map(
-    Effect.acquireRelease(Effect.succeed(socket), () =>
-      Effect.callback<void>((resume) => {
-        if (socket.destroyed) return resume(Effect.void)
-        const done = () => resume(Effect.void)
-        const timer = setTimeout(() => socket.destroy(), linger)
-        timer.unref()
-        socket.once("close", () => {
-          clearTimeout(timer)
-          done()
-        })
-        ;(socket as Wired)[wire].flush()
-        socket.removeAllListeners("data")
-        socket.resume() // without a listener, what comes is discarded
-        socket.end(done)
-      })
-    ),
-    () => make(socket, peer)
+export const open = ({ descriptor }: CarriedWire): Net.Socket =>
+  new Net.Socket({
+    fd: descriptor,
+    readable: true,
+    writable: true,
+    allowHalfOpen: true,
+    pauseOnCreate: true
+  } as Net.SocketConstructorOpts)
+
+/** Where that process was, over what `open` has made of its descriptor. The caller owns the socket. */
+const goOn = (socket: Net.Socket, peer: string, carried: CarriedWire): NodeWire => {
+  const wire = new NodeWire(socket, peer)
+  wire.adopt(carried)
+  return wire
+}
+
+/** A socket that the scope ends as `accepted` tells. */
+const halfClosing = (socket: Net.Socket, linger: number, ending: Set<Wire>) =>
+  Effect.acquireRelease(Effect.succeed(socket), () =>
+    Effect.callback<void>((resume) => (socket as Wired)[wire].end(linger, ending, () => resume(Effect.void)))
   )
+
+/**
+ * Takes an accepted socket. At the scope's end what was written leaves, the writing side is shut down, and what the client
+ * still sends is read and discarded until it closes too: a plain close would lose what it was about to read, and may kill
+ * it by SIGPIPE. A client that has not closed after `linger` milliseconds is closed upon. All that time it is in `ending`.
+ */
+export const accepted = (
+  socket: Net.Socket,
+  peer: string,
+  linger: number,
+  ending: Set<Wire>
+): Effect.Effect<Wire, never, Scope.Scope> => Effect.map(halfClosing(socket, linger, ending), () => make(socket, peer))
+
+/** As `accepted`, of what `open` has made. */
+export const adopted = (
+  socket: Net.Socket,
+  peer: string,
+  linger: number,
+  ending: Set<Wire>,
+  carried: CarriedWire
+): Effect.Effect<Wire, never, Scope.Scope> =>
+  Effect.map(halfClosing(socket, linger, ending), () => goOn(socket, peer, carried))
+
+/** Brings what `open` has made to the end that `accepted` tells of. */
+export const finish = (
+  socket: Net.Socket,
+  peer: string,
+  linger: number,
+  ending: Set<Wire>,
+  carried: CarriedWire
+): void => goOn(socket, peer, carried).end(linger, ending, () => {})
+
+export const layerReading = Layer.succeed(Reading, {
+  hold: () => void (held ??= new Set()),
+  resume: () => {
+    const waiting = held
+    held = undefined
+    for (const chunks of waiting ?? []) chunks.goOn()
+  }
+})
+
+export const layerDescriptors = Layer.succeed(Descriptors, {
+  inode: (descriptor) => {
+    try {
+      const stats = Fs.fstatSync(descriptor)
+      return stats.isSocket() ? stats.ino : undefined
+    } catch {
+      return undefined
+    }
+  },
+  close: (descriptor) => Fs.closeSync(descriptor)
+})
+
+const close = (socket: Net.Socket) => Effect.sync(() => socket.destroy())
 
 export const layerDialer = Layer.succeed(Dialer, {
   dial: (path, millis) =>
@@ -286,7 +433,7 @@ export const layerDialer = Layer.succeed(Dialer, {
             resume(Effect.fail(new WireClosed({ peer: path, cause })))
           }
           const connect = () => {
-            socket = Net.connect({ path })
+            socket = Net.connect({ path, allowHalfOpen: true }) // its end, too, can be carried
             socket.once("error", failed)
             socket.once("connect", () => {
               stop()
@@ -302,9 +449,17 @@ export const layerDialer = Layer.succeed(Dialer, {
             socket.destroy()
           })
         }),
-        (socket) => Effect.sync(() => socket.destroy()),
+        close,
         { interruptible: true }
       ),
       (socket) => make(socket, path)
+    ),
+  adopt: (path, carried) =>
+    Effect.map(
+      Effect.acquireRelease(
+        Effect.sync(() => open(carried)),
+        close
+      ),
+      (socket) => goOn(socket, path, carried)
     )
 })

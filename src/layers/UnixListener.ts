@@ -11,6 +11,7 @@ import * as Net from "node:net"
 import * as Path from "node:path"
 import { Crowded, Listener, ListenError, maxTurnedAway, turnedAwayMillis } from "../services/Listener.ts"
 import { Settings } from "../services/Settings.ts"
+import type { CarriedWire, Wire } from "../services/Wire.ts"
 import { Mailbox } from "./Mailbox.ts"
 import * as NodeWire from "./NodeWire.ts"
 
@@ -40,20 +41,40 @@ const withUmask = <A>(umask: number, make: () => A): A => {
   }
 }
 
-/** An inherited descriptor, or none. `environment` is `process.env`. Source: sd_listen_fds(3). */
+/** Whether the daemon gave systemd what has this name. A listening socket may be named for its unit, `cc-proxy.socket`. */
+const isStored = (name: string): boolean => /^cc-proxy\.(?:vm|client)\b/.test(name)
+
+/** What systemd passed. */
+export interface Activation {
+  /** The listening socket, if there is one. */
+  readonly listening: number | undefined
+  /** What an earlier daemon gave it to keep. */
+  readonly stored: ReadonlyArray<number>
+}
+
+/** The inherited descriptors. `environment` is `process.env`. Source: sd_listen_fds(3), sd_pid_notify_with_fds(3). */
 export const activated = (
   environment: Readonly<Record<string, string | undefined>>,
   pid: number
-): Effect.Effect<number | undefined, ListenError> => {
-  if (environment["LISTEN_PID"] !== String(pid)) return Effect.undefined
+): Effect.Effect<Activation, ListenError> => {
+  if (environment["LISTEN_PID"] !== String(pid)) return Effect.succeed({ listening: undefined, stored: [] })
   const count = Number(environment["LISTEN_FDS"] ?? 0)
-  if (count > 1) return Effect.fail(new ListenError({ reason: `too many activated sockets (${count})` }))
-  return Effect.succeed(count === 1 ? listenFdsStart : undefined)
+  const names = (environment["LISTEN_FDNAMES"] ?? "").split(":").slice(0, Math.max(0, count))
+  const kept = names.flatMap((name, at) => (isStored(name) ? [listenFdsStart + at] : []))
+  const others = count - kept.length
+  if (others > 1) return Effect.fail(new ListenError({ reason: `too many activated sockets (${others})` }))
+  const first = names.findIndex((name) => !isStored(name))
+  const at = first < 0 ? names.length : first
+  return Effect.succeed({ listening: others === 1 ? listenFdsStart + at : undefined, stored: kept })
 }
 
 /** Connections that are open, and those that have not been closed at both ends yet. Node counts them for `maxConnections`. */
 const connections = (server: Net.Server): number =>
   (server as unknown as { readonly _connections: number })._connections
+
+/** The descriptor of a server that listens. */
+const descriptor = (server: Net.Server): number | undefined =>
+  (server as unknown as { readonly _handle: { readonly fd: number } | null })._handle?.fd
 
 const failed = (what: string) => (cause: unknown) =>
   new ListenError({ reason: `couldn't ${what}: ${cause instanceof Error ? cause.message : String(cause)}` })
@@ -107,8 +128,16 @@ interface Knock {
 /** Errors of accept(2) that pass: what they tell is that too much is open. */
 const passing: ReadonlySet<string | undefined> = new Set(["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "ECONNABORTED"])
 
-/** Listens on `path`, or on the inherited descriptor `fd`, whose clients are told `path`. Only a socket we made is removed. */
-export const layer = ({ fd, path }: { readonly path: string; readonly fd: number | undefined }) =>
+export interface Options {
+  /** What clients are told. */
+  readonly path: string
+  /** The inherited socket to listen on; without one, a new socket at `path`. */
+  readonly fd: number | undefined
+  /** Whether the inherited one is a daemon's own, as a new one is: removed at the end. One of systemd's stays. */
+  readonly owned?: boolean
+}
+
+export const layer = ({ fd, owned = fd === undefined, path }: Options) =>
   Layer.effect(
     Listener,
     Effect.gen(function* () {
@@ -118,7 +147,9 @@ export const layer = ({ fd, path }: { readonly path: string; readonly fd: number
       const reserve = Math.min(maxReserve, Math.floor(descriptors / 8))
       const noConnections = new Crowded({ what: "connections", limit: settings.maxConnections })
       const noDescriptors = new Crowded({ what: "descriptors", limit: descriptors })
+      const ending = new Set<Wire>()
       let count = 0
+      let adopted = 0 // of the connections that are open: Node does not count them
       let turnedAway = 0 // of the connections that are open
 
       /** The kernel gives the lowest number that is free, so a high one tells how many are left. */
@@ -133,22 +164,31 @@ export const layer = ({ fd, path }: { readonly path: string; readonly fd: number
           return { socket: undefined, crowded: noDescriptors }
         }
         // those that are turned away take nobody's place
-        if (connections(server) - turnedAway <= settings.maxConnections) return { socket, crowded: undefined }
+        if (connections(server) + adopted - turnedAway <= settings.maxConnections) return { socket, crowded: undefined }
+        if (turnedAway === maxTurnedAway) {
+          socket.destroy()
+          return { socket: undefined, crowded: noConnections }
+        }
         turnedAway++
         socket.once("close", () => turnedAway--)
         return { socket, crowded: noConnections }
       }
 
+      const open = (carried: CarriedWire) => {
+        const socket = NodeWire.open(carried)
+        adopted++
+        socket.once("close", () => adopted--)
+        return socket
+      }
+
       const listen = Effect.gen(function* () {
         const arrivals = new Mailbox<Knock, ListenError>()
         if (fd === undefined) yield* prepare(path)
-        yield* Effect.acquireRelease(
+        const server = yield* Effect.acquireRelease(
           Effect.callback<Net.Server, ListenError>((resume) => {
             const server = Net.createServer({ pauseOnConnect: true, allowHalfOpen: true }, (socket) => {
               arrivals.offer(knock(server, socket))
             })
-            server.maxConnections = settings.maxConnections + maxTurnedAway
-            server.on("drop", () => arrivals.offer({ socket: undefined, crowded: noConnections }))
             server.on("error", (cause: NodeJS.ErrnoException) => {
               if (server.listening && passing.has(cause.code)) {
                 arrivals.offer({ socket: undefined, crowded: noDescriptors })
@@ -159,12 +199,14 @@ export const layer = ({ fd, path }: { readonly path: string; readonly fd: number
               resume(Effect.fail(error))
             })
             withUmask(socketUmask, () =>
-              server.listen(fd === undefined ? { path, backlog } : { fd }, () => resume(Effect.succeed(server)))
+              // of the options it takes the backlog of a path only
+              server.listen(fd === undefined ? { path } : { fd }, backlog, () => resume(Effect.succeed(server)))
             )
           }),
-          // stops accepting, and removes a socket we made; waiting for `close` would wait for every peer to leave
+          // stops accepting; Node removes a socket it has made. Waiting for `close` would wait for every peer to leave
           (server) =>
             Effect.sync(() => {
+              if (owned && fd !== undefined) Fs.rmSync(path, { force: true })
               server.close()
               for (const { socket } of arrivals.clear()) socket?.destroy()
             })
@@ -175,11 +217,24 @@ export const layer = ({ fd, path }: { readonly path: string; readonly fd: number
             crowded,
             connection:
               socket &&
-              NodeWire.accepted(socket, `client ${++count}`, crowded === undefined ? linger : turnedAwayMillis)
-          }))
+              NodeWire.accepted(socket, `client ${++count}`, crowded === undefined ? linger : turnedAwayMillis, ending)
+          })),
+          carry: () => ({
+            descriptor: descriptor(server),
+            ending: Array.from(ending).flatMap((wire) => wire.carry() ?? [])
+          })
         }
       })
 
-      return Listener.of({ url: `unix://${path}`, listen })
+      return Listener.of({
+        url: `unix://${path}`,
+        listen,
+        adopt: (name, carried) =>
+          Effect.suspend(() => {
+            count = Math.max(count, Number(/\d+$/.exec(name)?.[0] ?? 0)) // no two clients have one name
+            return NodeWire.adopted(open(carried), name, linger, ending, carried)
+          }),
+        finish: (carried) => NodeWire.finish(open(carried), "client", linger, ending, carried)
+      })
     })
   )

@@ -3,7 +3,7 @@ import * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
-import type { Wire } from "./Wire.ts"
+import type { CarriedWire, Wire } from "./Wire.ts"
 
 /** The listening socket could not be opened, or broke while accepting. */
 export class ListenError extends Schema.TaggedError<ListenError>()("ListenError", {
@@ -45,6 +45,16 @@ export interface Arrival {
 export interface Listening {
   /** Waits for the next client. */
   readonly accept: Effect.Effect<Arrival, ListenError>
+  /** What a successor needs to listen in this one's place. */
+  readonly carry: () => CarriedListener
+}
+
+/** A listening socket on its way from one daemon to the next. */
+export interface CarriedListener {
+  /** Of the process that has this; `undefined` where it listens no more. */
+  readonly descriptor: number | undefined
+  /** Connections that are ending: what is left is sent, the writing side shut down, and the client has not closed yet. */
+  readonly ending: ReadonlyArray<CarriedWire>
 }
 
 export class Listener extends Context.Service<
@@ -54,5 +64,9 @@ export class Listener extends Context.Service<
     readonly url: string
     /** Opens the socket for as long as the scope lasts. Clients that are connected may stay longer. */
     readonly listen: Effect.Effect<Listening, ListenError, Scope.Scope>
+    /** Takes over a client's connection that another daemon had, `name` for its peer; the scope owns it as it does an arrival's. */
+    readonly adopt: (name: string, carried: CarriedWire) => Effect.Effect<Wire, never, Scope.Scope>
+    /** Brings a connection to its end that another daemon had begun to end. */
+    readonly finish: (carried: CarriedWire) => void
   }
 >()("cc-proxy/services/Listener") {}

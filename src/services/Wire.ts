@@ -50,7 +50,52 @@ export interface Wire {
    * an empty one does, and costs the peer nothing.
    */
   readonly closed: Effect.Effect<void>
+  /** Lets what was offered leave, and then the peer read an end. What it still sends is pulled until it closes too. */
+  readonly shutDown: () => void
+  /**
+   * Takes all that the kernel has of the peer, which is pulled before the end, and closes the connection in the same moment.
+   * Returns what was offered and has not left.
+   */
+  readonly drainAndClose: () => ReadonlyArray<Uint8Array>
+  /** Its file descriptor; `undefined` once the wire is closed. */
+  readonly descriptor: () => number | undefined
+  /**
+   * What another process needs to go on in this one's place; `undefined` once the wire is closed. Reading has to be held
+   * (`Reading`). Changes nothing: where no process takes its place, the wire goes on as it was.
+   */
+  readonly carry: () => CarriedWire | undefined
 }
+
+/** A connection on its way from one daemon to the next. */
+export interface CarriedWire {
+  /** Of the process that has this. */
+  readonly descriptor: number
+  /** What has been read from the kernel and not been pulled, oldest first. */
+  readonly unread: ReadonlyArray<Uint8Array>
+  /** What was offered and the kernel has not taken, oldest first. */
+  readonly unsent: ReadonlyArray<Uint8Array>
+}
+
+/** Tells descriptors apart, also in another process. */
+export class Descriptors extends Context.Service<
+  Descriptors,
+  {
+    /** What fstat(2) says of a descriptor's inode: a socket has one of its own. `undefined` where it is no socket. */
+    readonly inode: (descriptor: number) => number | undefined
+    readonly close: (descriptor: number) => void
+  }
+>()("cc-proxy/services/Wire/Descriptors") {}
+
+/** All reading of this process. */
+export class Reading extends Context.Service<
+  Reading,
+  {
+    /** From now on no `pull` resumes, and nothing is read that would not be carried. What was offered still leaves. */
+    readonly hold: () => void
+    /** Reading goes on where it was held. */
+    readonly resume: () => void
+  }
+>()("cc-proxy/services/Wire/Reading") {}
 
 /** Nobody accepted a connection in time. */
 export class DialTimeout extends Data.TaggedError("DialTimeout")<{ readonly peer: string }> {
@@ -64,5 +109,7 @@ export class Dialer extends Context.Service<
   {
     /** Connects to a Unix socket within `millis` milliseconds; the scope owns the connection. */
     readonly dial: (path: string, millis: number) => Effect.Effect<Wire, DialTimeout | WireClosed, Scope.Scope>
+    /** Takes over a connection to `path` that another daemon had; the scope owns it. `unread` is pulled first, and `unsent` leaves first. */
+    readonly adopt: (path: string, carried: CarriedWire) => Effect.Effect<Wire, never, Scope.Scope>
   }
 >()("cc-proxy/services/Wire/Dialer") {}

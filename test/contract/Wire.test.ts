@@ -1,6 +1,8 @@
 /** The rules of `Wire`, for the wires in memory that services are tested with and for those over sockets. */
 import * as Effect from "effect/Effect"
+import * as NodeWire from "../../src/layers/NodeWire.ts"
 import { Condition } from "../../src/services/Condition.ts"
+import type { Wire } from "../../src/services/Wire.ts"
 import { concat } from "../support/Bytes.ts"
 import * as MemoryWire from "../support/MemoryWire.ts"
 import * as SocketPair from "../support/SocketPair.ts"
@@ -36,6 +38,11 @@ const inMemory = Effect.gen(function* () {
   return { wire: a, peer } satisfies Connection
 })
 
-wireContract("a wire in memory", inMemory)
-wireContract("an accepted socket", SocketPair.accepted)
-wireContract("a dialled socket", SocketPair.dialled)
+const replaceInMemory = (wire: Wire) => Effect.sync(() => MemoryWire.adopt(wire.carry()!))
+
+wireContract("a wire in memory", { connect: inMemory, replace: replaceInMemory, reading: MemoryWire.layerReading })
+for (const [name, connect] of [
+  ["an accepted socket", SocketPair.accepted],
+  ["a dialled socket", SocketPair.dialled]
+] as const)
+  wireContract(name, { connect, replace: SocketPair.replace, reading: NodeWire.layerReading })

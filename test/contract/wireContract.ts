@@ -2,8 +2,9 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import type * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
-import type { Wire, WireClosed } from "../../src/services/Wire.ts"
+import { Reading, type Wire, type WireClosed } from "../../src/services/Wire.ts"
 import { concat, pattern, toText, utf8 } from "../support/Bytes.ts"
 import { turn } from "../support/SocketPair.ts"
 
@@ -24,6 +25,14 @@ export interface Peer {
 export interface Connection {
   readonly wire: Wire
   readonly peer: Peer
+}
+
+/** A kind of wires. */
+export interface Kind {
+  readonly connect: Effect.Effect<Connection, never, Scope.Scope>
+  readonly reading: Layer.Layer<Reading>
+  /** The wire of another process that takes over where reading is held; the one that it replaces is gone. */
+  readonly replace: (wire: Wire) => Effect.Effect<Wire, never, Scope.Scope>
 }
 
 /** More than any kernel takes for a peer that does not read. */
@@ -48,8 +57,8 @@ export const drain = (wire: Wire) =>
 
 const now = { startImmediately: true } as const
 
-/** The suite, for wires that `connect` makes. */
-export const wireContract = (name: string, connect: Effect.Effect<Connection, never, Scope.Scope>) =>
+/** The suite, for one kind of wires. */
+export const wireContract = (name: string, { connect, reading, replace }: Kind) =>
   describe(name, () => {
     describe("pull", () => {
       it.live("waits for bytes, and gives them out in their order", () =>
@@ -287,6 +296,205 @@ export const wireContract = (name: string, connect: Effect.Effect<Connection, ne
               yield* Effect.flip(wire.drained)
             ]
             for (const { cause } of errors) assert.strictEqual(cause === undefined, how === "end")
+          })
+        )
+    })
+
+    /** Holds all reading, to the scope's end at most, and lets what is under way come to rest. */
+    const hold = Reading.pipe(
+      Effect.tap(({ hold }) => Effect.sync(hold)),
+      (held) => Effect.acquireRelease(held, ({ resume }) => Effect.sync(resume)),
+      Effect.tap(() => Effect.repeat(turn, { times: 3 })),
+      Effect.provide(reading)
+    )
+
+    const sizeOf = (chunks: ReadonlyArray<Uint8Array>) => concat(chunks).length
+
+    describe("while reading is held", () => {
+      it.live(
+        "no pull resumes, one that waits no more than one that comes; then all do, with the bytes in their order",
+        () =>
+          Effect.gen(function* () {
+            const [waiting, coming, full] = [yield* connect, yield* connect, yield* connect]
+            const sent = pattern(300_000)
+            for (const { peer, wire } of [coming, full]) {
+              peer.write(utf8("early"))
+              assert.strictEqual(toText(yield* wire.pull), "early")
+            }
+            full.peer.write(utf8("before"))
+            yield* Effect.repeat(turn, { times: 2 })
+            const first = yield* Effect.forkChild(waiting.wire.pull, now)
+            const { resume } = yield* hold
+            const third = yield* Effect.forkChild(full.wire.pull, now)
+            waiting.peer.write(sent)
+            coming.peer.write(sent)
+            yield* turn
+            const second = yield* Effect.forkChild(coming.wire.pull, now)
+            yield* turn
+            assert.isAbove(sizeOf(waiting.wire.carry()!.unread), 0)
+            for (const pull of [first, second, third]) assert.isUndefined(pull.pollUnsafe())
+            resume()
+            assert.strictEqual(toText(yield* Fiber.join(third)), "before")
+            waiting.peer.end()
+            coming.peer.end()
+            same(concat([yield* Fiber.join(first), (yield* drain(waiting.wire)).bytes]), sent)
+            same(concat([yield* Fiber.join(second), (yield* drain(coming.wire)).bytes]), sent)
+          })
+      )
+
+      it.live("the end of a peer is not seen, but is when reading goes on", () =>
+        Effect.gen(function* () {
+          const { peer, wire } = yield* connect
+          const reader = yield* Effect.forkChild(drain(wire), now)
+          const { resume } = yield* hold
+          peer.write(utf8("last words"))
+          peer.end()
+          yield* Effect.repeat(turn, { times: 3 })
+          assert.isUndefined(reader.pollUnsafe())
+          resume()
+          const { bytes, error } = yield* Fiber.join(reader)
+          assert.strictEqual(toText(bytes), "last words")
+          assert.isUndefined(error.cause)
+        })
+      )
+
+      it.live("what was offered still leaves", () =>
+        Effect.gen(function* () {
+          const { peer, wire } = yield* connect
+          yield* hold
+          const sent = pattern(much)
+          wire.offer([sent])
+          peer.read()
+          yield* wire.drained
+          yield* peer.until(() => peer.size() >= much)
+          same(peer.received(), sent)
+          assert.deepStrictEqual(wire.carry()!.unsent, [])
+        })
+      )
+    })
+
+    describe("carry", () => {
+      it.live("changes nothing for a wire that nobody takes over", () =>
+        Effect.gen(function* () {
+          const { peer, wire } = yield* connect
+          const [there, back] = [pattern(400_000), pattern(much)]
+          peer.write(there)
+          const chunks = [yield* wire.pull]
+          wire.offer([back])
+          const { resume } = yield* hold
+          const [once, again] = [wire.carry()!, wire.carry()!]
+          same(concat(once.unread), concat(again.unread))
+          same(concat(once.unsent), concat(again.unsent))
+          assert.strictEqual(sizeOf(once.unsent), wire.pending())
+          same(concat(once.unsent), back.subarray(much - wire.pending()))
+          wire.offer([utf8("behind")])
+          assert.strictEqual(wire.offered(), much + 6)
+          resume()
+          peer.end()
+          peer.read()
+          chunks.push(...(yield* drain(wire)).chunks)
+          same(concat(chunks), there)
+        })
+      )
+
+      it.live("has nothing of a wire that is closed", () =>
+        Effect.gen(function* () {
+          const { peer, wire } = yield* connect
+          assert.isDefined(wire.descriptor())
+          wire.offer([pattern(much)])
+          peer.vanish()
+          yield* drain(wire)
+          yield* hold
+          assert.isUndefined(wire.carry())
+          assert.isUndefined(wire.descriptor())
+        })
+      )
+    })
+
+    describe("the one that takes over", () => {
+      it.live("is given what the other one had not pulled, then what came later, each byte once", () =>
+        Effect.gen(function* () {
+          const { peer, wire } = yield* connect
+          const sent = pattern(700_000)
+          peer.write(sent.subarray(0, 400_000))
+          const chunks = [yield* wire.pull]
+          const waiting = yield* Effect.forkChild(
+            Effect.forever(Effect.map(wire.pull, (chunk) => void chunks.push(chunk))),
+            now
+          )
+          yield* turn
+          const { resume } = yield* hold
+          yield* Fiber.interrupt(waiting) // with its process
+          peer.write(sent.subarray(400_000, 500_000))
+          yield* turn
+          const successor = yield* replace(wire)
+          resume()
+          assert.strictEqual(successor.peer, wire.peer)
+          peer.write(sent.subarray(500_000))
+          peer.end()
+          const { chunks: rest, error } = yield* drain(successor)
+          same(concat([...chunks, ...rest]), sent)
+          assert.isUndefined(error.cause)
+        })
+      )
+
+      it.live("sends what the other one had not, each byte once, and counts it", () =>
+        Effect.gen(function* () {
+          const { peer, wire } = yield* connect
+          const parts = [pattern(much), utf8("queued"), pattern(70_000, 3)]
+          wire.offer([parts[0]!])
+          wire.offer([parts[1]!])
+          const { resume } = yield* hold
+          const pending = wire.pending()
+          assert.isAbove(pending, 0)
+          const successor = yield* replace(wire)
+          resume()
+          assert.strictEqual(successor.offered(), pending)
+          assert.strictEqual(successor.pending(), pending)
+          successor.offer([parts[2]!])
+          peer.read()
+          const sent = concat(parts)
+          yield* peer.until(() => peer.size() >= sent.length)
+          same(peer.received(), sent)
+          yield* successor.drained
+          assert.strictEqual(successor.pending(), 0)
+        })
+      )
+
+      it.live("starts with nothing where nothing waited, and serves as the other one did", () =>
+        Effect.gen(function* () {
+          const { peer, wire } = yield* connect
+          peer.read()
+          peer.write(utf8("ping"))
+          assert.strictEqual(toText(yield* wire.pull), "ping")
+          wire.offer([utf8("pong")])
+          const { resume } = yield* hold
+          const carried = wire.carry()!
+          assert.deepStrictEqual([carried.unread, carried.unsent], [[], []])
+          const successor = yield* replace(wire)
+          resume()
+          assert.deepStrictEqual([successor.offered(), successor.pending()], [0, 0])
+          peer.write(utf8("again"))
+          assert.strictEqual(toText(yield* successor.pull), "again")
+          successor.offer([utf8("and again")])
+          yield* peer.until(() => peer.size() >= 13)
+          assert.strictEqual(toText(peer.received()), "pongand again")
+        })
+      )
+
+      for (const seen of [true, false])
+        it.live(`reads the peer's end, which the other one had ${seen ? "" : "not "}seen`, () =>
+          Effect.gen(function* () {
+            const { peer, wire } = yield* connect
+            peer.write(utf8("last words"))
+            peer.end()
+            const before = seen ? (yield* drain(wire)).bytes : new Uint8Array(0)
+            const { resume } = yield* hold
+            const successor = yield* replace(wire)
+            resume()
+            const { bytes, error } = yield* drain(successor)
+            assert.strictEqual(toText(concat([before, bytes])), "last words")
+            assert.isUndefined(error.cause)
           })
         )
     })

@@ -89,6 +89,33 @@ describe("Mailbox", () => {
     })
   )
 
+  it.effect(
+    "gives out nothing while it holds, not even a failure; then who waits is woken, and the rest is taken as ever",
+    () =>
+      Effect.gen(function* () {
+        let holding = true
+        class Holding extends Mailbox<string, string> {
+          protected override holds() {
+            return holding
+          }
+        }
+        const mailbox = new Holding()
+        const waiting = yield* Effect.forkChild(mailbox.take, now)
+        mailbox.add("a")
+        mailbox.add("b")
+        mailbox.fail("over")
+        assert.isFalse(mailbox.wake())
+        assert.isUndefined(waiting.pollUnsafe())
+        assert.deepStrictEqual(mailbox.items(), ["a", "b"])
+        holding = false
+        assert.isTrue(mailbox.wake())
+        assert.isFalse(mailbox.wake())
+        assert.strictEqual(yield* Fiber.join(waiting), "a")
+        assert.strictEqual(yield* mailbox.take, "b")
+        assert.strictEqual(yield* Effect.flip(mailbox.take), "over")
+      })
+  )
+
   it.effect("can be cleared of what nobody has taken", () =>
     Effect.gen(function* () {
       const mailbox = new Mailbox<number, string>()

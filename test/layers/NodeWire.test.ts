@@ -9,7 +9,7 @@ import * as Fs from "node:fs"
 import * as Net from "node:net"
 import * as Path from "node:path"
 import * as NodeWire from "../../src/layers/NodeWire.ts"
-import { Dialer } from "../../src/services/Wire.ts"
+import { Descriptors, Dialer, Reading, type Wire } from "../../src/services/Wire.ts"
 import { drain, same } from "../contract/wireContract.ts"
 import { concat, pattern, toText, utf8 } from "../support/Bytes.ts"
 import * as SocketPair from "../support/SocketPair.ts"
@@ -41,12 +41,13 @@ const long = 60_000
 const accepted = Effect.fnUntraced(function* (linger: number) {
   const { peer, socket } = yield* SocketPair.pair
   const scope = yield* Scope.make()
-  const wire = yield* NodeWire.accepted(socket, "peer", linger).pipe(Scope.provide(scope))
+  const ending = new Set<Wire>()
+  const wire = yield* NodeWire.accepted(socket, "peer", linger, ending).pipe(Scope.provide(scope))
   const closed = Effect.callback<void>((resume) => {
     if (socket.closed) return resume(Effect.void)
     socket.once("close", () => resume(Effect.void))
   })
-  return { wire, peer, socket, closed, close: Scope.close(scope, Exit.void) }
+  return { wire, peer, socket, closed, ending, close: Scope.close(scope, Exit.void) }
 })
 
 describe("a wire over a socket", () => {
@@ -210,6 +211,131 @@ describe("a wire over a socket", () => {
   )
 })
 
+/** Holds all reading until `resume`, or the scope's end, and lets what is under way come to rest. */
+const hold = Reading.pipe(
+  Effect.tap(({ hold }) => Effect.sync(hold)),
+  (held) => Effect.acquireRelease(held, ({ resume }) => Effect.sync(resume)),
+  Effect.tap(() => Effect.repeat(turn, { times: 3 })),
+  Effect.provide(NodeWire.layerReading)
+)
+
+describe("a wire that is carried", () => {
+  it.live("has what Node read ahead, in chunks of 64 KiB at most, and goes on with them", () =>
+    Effect.gen(function* () {
+      const { peer, socket, wire } = yield* accepted(long)
+      const sent = pattern(1_000_000)
+      peer.write(sent)
+      const chunks = [yield* wire.pull]
+      yield* turn
+      const { resume } = yield* hold
+      assert.isAbove(socket.readableLength, 0)
+      const { unread } = wire.carry()!
+      assert.strictEqual(socket.readableLength, 0)
+      same(concat([...chunks, ...unread]), sent.subarray(0, socket.bytesRead))
+      resume()
+      peer.end()
+      chunks.push(...(yield* drain(wire)).chunks)
+      same(concat(chunks), sent)
+      for (const { length } of [...chunks, ...unread]) assert.isAtMost(length, 64 * 1024)
+    })
+  )
+
+  it.live("counts a piece that Node is writing as not sent, and neither loses nor doubles it", () =>
+    Effect.gen(function* () {
+      const { peer, wire } = yield* SocketPair.accepted
+      const sent = pattern(2_000_000)
+      wire.offer([sent])
+      let read = 0
+      for (let n = 0; n < 5; n++) {
+        read += peer.readNow(50_000)
+        yield* turn
+        const { unsent } = wire.carry()!
+        same(concat(unsent), sent.subarray(sent.length - wire.pending()))
+      }
+      const { resume } = yield* hold
+      const successor = yield* SocketPair.replace(wire)
+      resume()
+      peer.read()
+      yield* peer.until(() => read + peer.size() >= sent.length)
+      yield* successor.drained
+      same(peer.received(), sent.subarray(read))
+    })
+  )
+
+  it.live("is not closed by its peer's end while reading is held: what is offered leaves, or is carried", () =>
+    Effect.gen(function* () {
+      const { peer, wire } = yield* accepted(long)
+      const reader = yield* Effect.forkChild(drain(wire), now)
+      const closing = yield* Effect.forkChild(wire.closed, now)
+      const { resume } = yield* hold
+      peer.end()
+      yield* Effect.repeat(turn, { times: 3 })
+      const sent = pattern(3_000_000)
+      wire.offer([sent])
+      same(concat(wire.carry()!.unsent), sent.subarray(sent.length - wire.pending()))
+      assert.isBelow(wire.pending(), sent.length)
+      assert.isUndefined(closing.pollUnsafe())
+      resume()
+      assert.isUndefined((yield* Fiber.join(reader)).error.cause)
+      yield* Fiber.join(closing)
+    })
+  )
+
+  it.live("is not held where it breaks: nobody else could go on with it", () =>
+    Effect.gen(function* () {
+      const { peer, wire } = yield* accepted(long)
+      const reader = yield* Effect.forkChild(drain(wire), now)
+      yield* hold
+      wire.offer([utf8("never read")])
+      peer.write(utf8("last words"))
+      peer.vanish()
+      const { bytes, error } = yield* Fiber.join(reader)
+      assert.strictEqual(toText(bytes), "last words")
+      assert.instanceOf(error.cause, Error)
+      assert.isUndefined(wire.carry())
+    })
+  )
+
+  it.live("is not read from by the one that takes over before its first pull, and leaves no descriptor behind", () =>
+    Effect.gen(function* () {
+      const before = openSockets()
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          const { peer, wire } = yield* SocketPair.dialled
+          const { resume } = yield* hold
+          const successor = yield* SocketPair.replace(wire)
+          resume()
+          peer.write(utf8("early"))
+          yield* Effect.repeat(turn, { times: 3 })
+          assert.strictEqual(SocketPair.socketOf(successor.descriptor()!).bytesRead, 0)
+          assert.strictEqual(toText(yield* successor.pull), "early")
+        })
+      )
+      yield* eventually(() => openSockets() <= before + 1) // and the one by which descriptors are duplicated
+    })
+  )
+
+  it.live("is what its descriptor tells: another of the same socket has its inode, and a file has none", () =>
+    Effect.gen(function* () {
+      const { close, inode } = yield* Descriptors
+      const { wire } = yield* SocketPair.dialled
+      const other = yield* SocketPair.dialled
+      const known = inode(wire.descriptor()!)
+      assert.isDefined(known)
+      assert.notStrictEqual(inode(other.wire.descriptor()!), known)
+      yield* hold
+      const { descriptor } = yield* SocketPair.handedOver(() => wire.carry())
+      assert.strictEqual(inode(descriptor), known)
+      close(descriptor)
+      assert.isUndefined(inode(descriptor))
+      const file = Fs.openSync("/dev/null", "r")
+      assert.isUndefined(inode(file))
+      close(file)
+      assert.throws(() => Fs.fstatSync(file), /EBADF/)
+    }).pipe(Effect.provide(NodeWire.layerDescriptors))
+  )
+})
+
 describe("the end of an accepted connection", () => {
   it.live("lets what was offered leave, then tells the peer, which may go on writing until it closes", () =>
     Effect.gen(function* () {
@@ -298,6 +424,34 @@ describe("the end of an accepted connection", () => {
       yield* Effect.flip(wire.pull)
       yield* close
       assert.isTrue(socket.destroyed)
+    })
+  )
+
+  it.live("can be carried, as long as it lasts, with nothing but what is still to leave", () =>
+    Effect.gen(function* () {
+      const { close, closed, ending, peer, wire } = yield* accepted(long)
+      const offered = pattern(3_000_000)
+      peer.write(utf8("a"))
+      yield* wire.pull
+      peer.write(utf8("never pulled"))
+      yield* Effect.repeat(turn, { times: 2 })
+      wire.offer([offered])
+      assert.strictEqual(ending.size, 0)
+      const closing = yield* Effect.forkChild(close, now)
+      const { resume } = yield* hold
+      assert.deepStrictEqual(Array.from(ending), [wire])
+      const { unread, unsent } = wire.carry()!
+      assert.deepStrictEqual(unread, [])
+      same(concat(unsent), offered.subarray(offered.length - wire.pending()))
+      resume()
+      peer.read()
+      yield* peer.until(peer.ended)
+      yield* Fiber.join(closing)
+      same(peer.received(), offered)
+      assert.deepStrictEqual(wire.carry()!.unsent, [])
+      peer.end()
+      yield* closed
+      assert.strictEqual(ending.size, 0)
     })
   )
 

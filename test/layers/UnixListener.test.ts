@@ -1,4 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -9,10 +11,13 @@ import { spawn } from "node:child_process"
 import * as Fs from "node:fs"
 import * as Net from "node:net"
 import * as Path from "node:path"
+import * as NodeWire from "../../src/layers/NodeWire.ts"
 import * as UnixListener from "../../src/layers/UnixListener.ts"
-import { Listener, maxTurnedAway } from "../../src/services/Listener.ts"
+import { Listener, type Listening, maxTurnedAway } from "../../src/services/Listener.ts"
 import { defaults, Settings } from "../../src/services/Settings.ts"
-import { toText } from "../support/Bytes.ts"
+import { Reading } from "../../src/services/Wire.ts"
+import { same } from "../contract/wireContract.ts"
+import { concat, pattern, toText, utf8 } from "../support/Bytes.ts"
 import * as SocketPair from "../support/SocketPair.ts"
 
 const { eventually, openSockets, turn } = SocketPair
@@ -383,6 +388,141 @@ describe("accept", () => {
   )
 })
 
+describe("a listener that another one takes over from", () => {
+  /** Reading held, and at rest what was under way. */
+  const held = Effect.gen(function* () {
+    const reading = yield* Reading
+    yield* Effect.acquireRelease(Effect.sync(reading.hold), () => Effect.sync(reading.resume))
+    yield* Effect.repeat(turn, { times: 3 })
+    return reading
+  }).pipe(Effect.provide(NodeWire.layerReading))
+
+  /** The listener of a daemon, and what it listens with. */
+  const daemon = Effect.fnUntraced(function* (path: string, settings: Partial<Settings> = {}) {
+    const built = Layer.build(UnixListener.layer({ path, fd: undefined }))
+    const services = yield* Effect.provideService(built, Settings, { ...defaults, ...settings })
+    const listener = Context.get(services, Listener)
+    return { listener, listening: yield* Effect.provide(listener.listen, quiet) }
+  })
+
+  /** A client that was accepted, its wire in a scope of its own. */
+  const client = Effect.fnUntraced(function* (path: string, { accept }: Listening) {
+    const peer = SocketPair.makePeer(yield* connect(path))
+    const scope = yield* Scope.make()
+    const wire = yield* (yield* accept).connection!.pipe(Scope.provide(scope))
+    return { peer, wire, close: Scope.close(scope, Exit.void) }
+  })
+
+  it.live("carries the socket it listens on, and the connections that are ending", () =>
+    Effect.gen(function* () {
+      const path = yield* place
+      const { listening } = yield* daemon(path)
+      const open = yield* client(path, listening)
+      const sent = yield* client(path, listening)
+      const full = yield* client(path, listening)
+      sent.wire.offer([utf8("bye")])
+      yield* sent.close
+      full.peer.write(utf8("never pulled"))
+      full.wire.offer([pattern(3_000_000)])
+      yield* Effect.forkChild(full.close, { startImmediately: true })
+      yield* held
+      const { descriptor, ending } = listening.carry()
+      assert.isTrue(Fs.fstatSync(descriptor!).isSocket())
+      assert.deepStrictEqual(
+        ending.map((carried) => carried.descriptor),
+        [sent.wire.descriptor()!, full.wire.descriptor()!]
+      )
+      assert.deepStrictEqual(
+        ending.map(({ unread, unsent }) => [unread.length, concat(unsent).length]),
+        [
+          [0, 0],
+          [0, full.wire.pending()]
+        ]
+      )
+      assert.notStrictEqual(open.wire.descriptor(), descriptor)
+    })
+  )
+
+  it.live(
+    "leaves connections that are ending: what is left leaves, then the client is told, and may go on writing",
+    () =>
+      Effect.gen(function* () {
+        const path = yield* place
+        const { listener, listening } = yield* daemon(path)
+        const { close, peer, wire } = yield* client(path, listening)
+        const offered = pattern(3_000_000)
+        wire.offer([offered])
+        yield* Effect.forkChild(close, { startImmediately: true })
+        const { resume } = yield* held
+        const carried = yield* SocketPair.handedOver(() => listening.carry().ending[0])
+        assert.deepStrictEqual(listening.carry().ending, [])
+        listener.finish(carried)
+        resume()
+        peer.read()
+        yield* peer.until(peer.ended)
+        same(peer.received(), offered)
+        for (let i = 0; i < 20; i++) peer.write(pattern(100_000, i))
+        yield* peer.until(() => peer.taken() === 2_000_000)
+        assert.strictEqual(listening.carry().ending.length, 1)
+        peer.end()
+        yield* eventually(peer.closed)
+        assert.isUndefined(peer.error())
+        yield* eventually(() => listening.carry().ending.length === 0)
+      })
+  )
+
+  it.live("leaves connections that are ending to one that does not wait for them for ever", () =>
+    Effect.gen(function* () {
+      const path = yield* place
+      const { listener, listening } = yield* daemon(path, { frameTimeout: Duration.millis(20) })
+      const { peer, wire } = yield* client(path, listening)
+      wire.offer([pattern(3_000_000)])
+      const { resume } = yield* held
+      listener.finish(yield* SocketPair.handedOver(() => wire.carry()))
+      resume()
+      assert.strictEqual(listening.carry().ending.length, 1)
+      yield* eventually(() => listening.carry().ending.length === 0)
+      peer.read() // too late for most of it
+      yield* peer.until(peer.ended)
+      assert.isBelow(peer.size(), 3_000_000)
+    })
+  )
+
+  it.live("leaves clients that are served, counted and ended as those that arrive are", () =>
+    Effect.gen(function* () {
+      const path = yield* place
+      const { listener, listening } = yield* daemon(path, { maxConnections: 1 })
+      const { peer, wire } = yield* client(path, listening)
+      peer.read()
+      peer.write(utf8("hello"))
+      const { resume } = yield* held
+      const carried = yield* SocketPair.handedOver(() => wire.carry())
+      const scope = yield* Scope.make()
+      const adopted = yield* listener.adopt("client 7", carried).pipe(Scope.provide(scope))
+      resume()
+      assert.strictEqual(adopted.peer, "client 7")
+      assert.strictEqual(toText(yield* adopted.pull), "hello")
+      const arrive = Effect.gen(function* () {
+        yield* connect(path)
+        const { connection, crowded } = yield* listening.accept
+        return { connection, crowded: crowded?.message }
+      })
+      for (let turnedAway = 0; turnedAway < maxTurnedAway; turnedAway++)
+        assert.strictEqual((yield* arrive).crowded, "too many connections: the limit is 1")
+      assert.isUndefined((yield* arrive).connection)
+      adopted.offer([utf8("bye")])
+      yield* Scope.close(scope, Exit.void)
+      yield* peer.until(peer.ended)
+      assert.strictEqual(toText(peer.received()), "bye")
+      peer.end()
+      yield* eventually(() => listening.carry().ending.length === 0)
+      const { connection, crowded } = yield* arrive
+      assert.isUndefined(crowded)
+      assert.strictEqual((yield* connection!).peer, `client ${7 + maxTurnedAway + 1}`)
+    })
+  )
+})
+
 describe("an inherited descriptor", () => {
   const child = `
     import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
@@ -398,49 +538,49 @@ describe("an inherited descriptor", () => {
         wire.offer([Buffer.from(asked + ", " + wire.peer + " of " + url)])
       }))
     }).pipe(
-      Effect.provide(UnixListener.layer({ path: process.argv[1], fd: 3 })),
+      Effect.provide(UnixListener.layer({ path: process.argv[1], fd: 3, owned: process.argv[2] === "owned" })),
       Effect.provide(Logger.layer([])),
       NodeRuntime.runMain
     )`
 
-  it.live(
-    "serves those who came before us, and stays where it is",
-    () =>
-      Effect.gen(function* () {
-        const path = yield* place
-        const other = yield* Effect.acquireRelease(
-          Effect.callback<Net.Server>((resume) => {
-            const server = Net.createServer()
-            server.listen(`${path}.bound`, () => resume(Effect.succeed(server)))
-          }),
-          (server) => Effect.sync(() => server.close())
-        )
-        Fs.renameSync(`${path}.bound`, path) // closing unlinks the old path
-        Fs.chmodSync(path, 0o600)
-        const { _handle: handle } = other as unknown as { readonly _handle: { readonly fd: number } }
-        const daemon = spawn(process.execPath, ["--input-type=module", "-e", child, path], {
-          stdio: ["ignore", "ignore", "inherit", handle.fd]
+  for (const owned of [false, true])
+    it.live(
+      `serves those who came before us, and ${owned ? "goes with a daemon that owns it" : "stays where it is"}`,
+      () =>
+        Effect.gen(function* () {
+          const path = yield* place
+          const other = yield* Effect.acquireRelease(
+            Effect.callback<Net.Server>((resume) => {
+              const server = Net.createServer()
+              server.listen(`${path}.bound`, () => resume(Effect.succeed(server)))
+            }),
+            (server) => Effect.sync(() => server.close())
+          )
+          Fs.renameSync(`${path}.bound`, path) // closing unlinks the old path
+          Fs.chmodSync(path, 0o600)
+          const { _handle: handle } = other as unknown as { readonly _handle: { readonly fd: number } }
+          const daemon = spawn(process.execPath, ["--input-type=module", "-e", child, path, owned ? "owned" : ""], {
+            stdio: ["ignore", "ignore", "inherit", handle.fd]
+          })
+          yield* Effect.addFinalizer(() => Effect.sync(() => daemon.kill("SIGKILL")))
+          other.close()
+          const client = yield* connect(path)
+          client.write("hello")
+          const answer = yield* Effect.callback<string>((resume) => {
+            let text = ""
+            client.on("data", (data) => (text += String(data)))
+            client.on("end", () => resume(Effect.succeed(text)))
+          })
+          assert.strictEqual(answer, `hello, client 1 of unix://${path}`)
+          client.end()
+          const code = yield* Effect.callback<number | null>((resume) => {
+            daemon.once("exit", (code) => resume(Effect.succeed(code)))
+          })
+          assert.strictEqual(code, 0)
+          assert.strictEqual(Fs.existsSync(path), !owned)
+          if (!owned) assert.strictEqual(mode(path), "600")
         })
-        yield* Effect.addFinalizer(() => Effect.sync(() => daemon.kill("SIGKILL")))
-        other.close()
-        const client = yield* connect(path)
-        client.write("hello")
-        const answer = yield* Effect.callback<string>((resume) => {
-          let text = ""
-          client.on("data", (data) => (text += String(data)))
-          client.on("end", () => resume(Effect.succeed(text)))
-        })
-        assert.strictEqual(answer, `hello, client 1 of unix://${path}`)
-        client.end()
-        const code = yield* Effect.callback<number | null>((resume) => {
-          daemon.once("exit", (code) => resume(Effect.succeed(code)))
-        })
-        assert.strictEqual(code, 0)
-        assert.isTrue(Fs.existsSync(path))
-        assert.strictEqual(mode(path), "600")
-      }),
-    20_000
-  )
+    )
 })
 
 describe("activation", () => {
@@ -462,9 +602,37 @@ describe("activation", () => {
   for (const [environment, fd] of cases)
     it.effect(`gives ${fd === undefined ? "nothing" : `descriptor ${fd}`} for ${JSON.stringify(environment)}`, () =>
       Effect.gen(function* () {
-        assert.strictEqual(yield* UnixListener.activated(environment, pid), fd)
+        assert.deepStrictEqual(yield* UnixListener.activated(environment, pid), { listening: fd, stored: [] })
       })
     )
+
+  const named: ReadonlyArray<
+    readonly [count: string, names: string, listening: number | undefined, stored: ReadonlyArray<number>]
+  > = [
+    ["1", "cc-proxy.vm", undefined, [3]],
+    ["1", "proxy.socket", 3, []],
+    ["1", "cc-proxy.socket", 3, []],
+    ["1", "", 3, []],
+    ["1", "unknown:cc-proxy.beyond", 3, []],
+    ["3", "cc-proxy.vm-a:listen:cc-proxy.client", 4, [3, 5]],
+    ["3", "cc-proxy.vm-a:cc-proxy.client", 5, [3, 4]],
+    ["2", "cc-proxy.vm-a:cc-proxy.client", undefined, [3, 4]]
+  ]
+  for (const [count, names, listening, stored] of named)
+    it.effect(`tells what was stored by its name: ${count} named ${JSON.stringify(names)}`, () =>
+      Effect.gen(function* () {
+        const environment = { LISTEN_PID: "4711", LISTEN_FDS: count, LISTEN_FDNAMES: names }
+        assert.deepStrictEqual(yield* UnixListener.activated(environment, pid), { listening, stored })
+      })
+    )
+
+  it.effect("by two sockets is an error, whatever was stored beside them", () =>
+    Effect.gen(function* () {
+      const environment = { LISTEN_PID: "4711", LISTEN_FDS: "4", LISTEN_FDNAMES: "a:cc-proxy.vm-x:b:cc-proxy.vm" }
+      const error = yield* Effect.flip(UnixListener.activated(environment, pid))
+      assert.strictEqual(error.message, "too many activated sockets (2)")
+    })
+  )
 
   for (const count of ["2", "3", "100"])
     it.effect(`by ${count} sockets is an error`, () =>

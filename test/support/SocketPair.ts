@@ -1,13 +1,14 @@
 /** Connected Unix sockets: one that becomes a wire of `layers/NodeWire.ts`, and a peer that the test moves. */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import { type ChildProcess, type SendHandle, spawn } from "node:child_process"
 import * as Fs from "node:fs"
 import * as Net from "node:net"
 import * as Os from "node:os"
 import * as Path from "node:path"
 import * as NodeWire from "../../src/layers/NodeWire.ts"
 import { Condition } from "../../src/services/Condition.ts"
-import { Dialer, type Wire } from "../../src/services/Wire.ts"
+import { type CarriedWire, Dialer, type Wire } from "../../src/services/Wire.ts"
 import type { Connection, Peer } from "../contract/wireContract.ts"
 
 /** A directory of its own, gone at the end of the scope. */
@@ -137,7 +138,7 @@ export const pair: Effect.Effect<{ readonly socket: Net.Socket; readonly peer: S
 export const accepted: Effect.Effect<Connection & { readonly peer: SocketPeer }, never, Scope.Scope> = Effect.gen(
   function* () {
     const { peer, socket } = yield* pair
-    return { wire: yield* NodeWire.accepted(socket, "peer", 10), peer }
+    return { wire: yield* NodeWire.accepted(socket, "peer", 10, new Set()), peer }
   }
 )
 
@@ -152,3 +153,50 @@ export const dialled: Effect.Effect<Connection & { readonly peer: SocketPeer }, 
     return { wire, peer: makePeer(socket) }
   }
 ).pipe(Effect.provide(NodeWire.layerDialer))
+
+/** The socket of this process that has the descriptor. */
+export const socketOf = (descriptor: number): Net.Socket => {
+  const { _getActiveHandles: handles } = process as unknown as { _getActiveHandles: () => ReadonlyArray<unknown> }
+  return handles().find(
+    (handle) => handle instanceof Net.Socket && NodeWire.descriptor(handle) === descriptor
+  ) as Net.Socket
+}
+
+interface Handle {
+  readonly fd: number
+}
+
+let courier: ChildProcess | undefined
+
+/** A second descriptor of a socket. Node has none to give: another process is sent it, and sends it back. */
+const duplicate = (socket: Net.Socket): Effect.Effect<number> =>
+  Effect.callback<number>((resume) => {
+    const back = "process.on('message', (message, handle) => process.send(message, handle, () => handle.close()))"
+    if (courier === undefined) {
+      courier = spawn(process.execPath, ["-e", back], { stdio: ["ignore", "ignore", "inherit", "ipc"] })
+      courier.unref() // it ends with the channel
+      courier.channel!.unref()
+    }
+    courier.once("message", (_, handle) => resume(Effect.succeed((handle as unknown as Handle).fd)))
+    courier.send({}, (socket as unknown as { readonly _handle: SendHandle })._handle)
+  })
+
+/**
+ * What another process has once it has taken the place of this one in a connection: the descriptor is gone here, and the
+ * connection goes on. Reading has to be held.
+ */
+export const handedOver = (carry: () => CarriedWire | undefined): Effect.Effect<CarriedWire> =>
+  Effect.gen(function* () {
+    const socket = socketOf(carry()!.descriptor)
+    const descriptor = yield* duplicate(socket)
+    const carried = carry()!
+    socket.destroy()
+    return { ...carried, descriptor }
+  })
+
+/** The wire of the one who takes the place of another's. */
+export const replace = (wire: Wire): Effect.Effect<Wire, never, Scope.Scope> =>
+  Effect.gen(function* () {
+    const { adopt } = yield* Dialer
+    return yield* adopt(wire.peer, yield* handedOver(() => wire.carry()))
+  }).pipe(Effect.provide(NodeWire.layerDialer))
