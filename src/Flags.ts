@@ -171,6 +171,8 @@ export const flags = {
   spoolTotal: size("spool-total", "what waits on disk for all processes", defaults.spoolTotal),
   // without it, the first of two that can be used
   spoolDir: text<string | undefined>("spool-dir", "directory of what waits on disk", "PATH", undefined),
+  // without it, systemd's runtime directory, or one beside the socket
+  stateDir: text<string | undefined>("state-dir", "directory of what outlives the daemon", "PATH", undefined),
   pprof,
   pprofHost: text("pprof-host", "address of the inspector", "HOST", "localhost"),
   pprofPort

@@ -10,6 +10,7 @@ import type { Config } from "./Flags.ts"
 import * as Daemon from "./layers/Daemon.ts"
 import * as Inspector from "./layers/Inspector.ts"
 import * as StderrLog from "./layers/StderrLog.ts"
+import * as Succession from "./layers/Succession.ts"
 import * as SystemLog from "./layers/SystemLog.ts"
 import * as UnixListener from "./layers/UnixListener.ts"
 import type { ListenError } from "./services/Listener.ts"
@@ -34,6 +35,14 @@ const boundStop = (settings: Settings) =>
 /** Whether the log shows the records of commands. */
 export const logsCommands = ({ log }: Config): boolean => log === "debug" || log === "info"
 
+/** Where the state is: as told, in the directory that systemd has made for it, or beside the socket. */
+const stateDirectory = (told: string | undefined, socketPath: string, pod: boolean) => {
+  // a pod's daemon has its environment from whatever has started its runtime
+  const runtime = pod ? undefined : process.env["RUNTIME_DIRECTORY"]?.split(":")[0]
+  const given = told ?? (runtime === "" ? undefined : runtime)
+  return { directory: given ?? `${socketPath}.state`, owned: given === undefined }
+}
+
 /** Runs the daemon until it is interrupted or its pod has ended. `tracing` may log. */
 export const run = (
   config: Config,
@@ -41,18 +50,44 @@ export const run = (
 ): Effect.Effect<void, ListenError | Inspector.InspectorError> => {
   const pod = config.uri !== undefined
   const settings: Settings = { ...defaults, ...config, debug: config.log === "debug" }
+  const predecessor = Succession.place(process.env)
+  const inspector = { host: config.pprofHost, port: config.pprofPort }
+  const inspecting = !config.pprof
+    ? Layer.empty
+    : predecessor === undefined
+      ? Inspector.layer(inspector)
+      : Inspector.layerLater(inspector)
   return Effect.gen(function* () {
     yield* boundStop(settings)
-    const fd = yield* UnixListener.activated(process.env, process.pid)
+    const { listening, stored } = yield* UnixListener.activated(process.env, process.pid)
     const socketPath = config.uri ?? config.socketPath
     const spoolParents =
       config.spoolDir === undefined
         ? [CC_PROXY_STATE, Path.dirname(socketPath)].map((parent) => Path.join(parent, "spool"))
         : [config.spoolDir]
-    yield* Daemon.run({ settings, socketPath, fd, pod, spoolParents })
+    yield* Daemon.run({
+      settings,
+      socketPath,
+      listening: {
+        fd: predecessor?.listening ?? listening,
+        owned: predecessor?.owned ?? listening === undefined
+      },
+      pod,
+      spoolParents,
+      state: stateDirectory(config.stateDir, socketPath, pod),
+      program: {
+        program: Path.resolve(process.env["CC_PROXY_PROGRAM"] ?? process.argv[1]!),
+        args: process.argv.slice(2),
+        environment: process.env
+      },
+      managed: !pod,
+      predecessor,
+      stored,
+      onSuccession: StderrLog.unblockAgain
+    })
   }).pipe(
     Effect.provide(
-      (config.pprof ? Inspector.layer({ host: config.pprofHost, port: config.pprofPort }) : Layer.empty).pipe(
+      inspecting.pipe(
         Layer.provideMerge(tracing),
         Layer.provideMerge(pod ? SystemLog.layer({ level: config.log }) : StderrLog.layer({ level: config.log }))
       )

@@ -1,6 +1,7 @@
 /** V8's inspector on a TCP port: CPU and heap profiles, and a debugger, which can make the daemon do anything. */
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Net from "node:net"
@@ -57,6 +58,17 @@ export const open = (options: Options): Effect.Effect<string, InspectorError, Sc
         }),
         () => Effect.sync(() => inspector.close())
       )
+  )
+
+/** `open`, for as long as the layer lasts, once another process has let go of the port; where it does not, a warning is all. */
+export const layerLater = (options: Options): Layer.Layer<never> =>
+  Layer.effectDiscard(
+    open(options).pipe(
+      Effect.retry({ times: 50, schedule: Schedule.spaced("100 millis") }),
+      Effect.catch((error) => Effect.logWarning(error.message)),
+      Effect.andThen(Effect.never),
+      Effect.forkScoped
+    )
   )
 
 /** `open`, for as long as the layer lasts. */

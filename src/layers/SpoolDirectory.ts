@@ -5,11 +5,13 @@
  * A file is opened for each operation: thousands of sessions may wait on disk, and cost no descriptor.
  */
 import * as Effect from "effect/Effect"
+import * as FiberSet from "effect/FiberSet"
 import * as Layer from "effect/Layer"
 import * as Fs from "node:fs"
 import * as Path from "node:path"
 import { behind } from "../domain/Bytes.ts"
 import { SpoolError, SpoolFiles } from "../services/Spool.ts"
+import * as PrivateDirectory from "./PrivateDirectory.ts"
 
 export interface Options {
   /** Directories to make ours in: the first that can be used is. */
@@ -19,6 +21,9 @@ export interface Options {
 }
 
 const { O_CREAT, O_NOFOLLOW, O_RDONLY, O_WRONLY } = Fs.constants
+
+/** Millis after its start at which a daemon clears what earlier ones left. */
+const clearAfter = 1000
 
 /** Errors after which the bytes are still there: no room, no descriptor, no memory for now. */
 const passing = new Set(["EAGAIN", "EBUSY", "EDQUOT", "EINTR", "EMFILE", "ENFILE", "ENOMEM", "ENOSPC"])
@@ -64,13 +69,14 @@ const list = (path: string): ReadonlyArray<string> => {
   }
 }
 
-/** Makes a directory that only this user can enter. */
-const make = (path: string): void => {
-  Fs.mkdirSync(path, { recursive: true, mode: 0o700 })
-  const found = Fs.lstatSync(path)
-  if (!found.isDirectory()) throw new Error(`${path} is not a directory`)
-  if (found.uid !== process.geteuid?.()) throw new Error(`${path} belongs to another user`)
-  Fs.chmodSync(path, 0o700)
+/** A file's size, in bytes. */
+const sizeOf = (path: string): number | undefined => {
+  try {
+    const found = Fs.lstatSync(path)
+    return found.isFile() ? found.size : undefined
+  } catch {
+    return undefined
+  }
 }
 
 const remove = (path: string): Effect.Effect<void> =>
@@ -111,6 +117,8 @@ const abandoned = (parent: string, name: string): boolean => {
     return false
   }
   const pid = pidIn(directory)
+  // a daemon that has stopped in good order leaves it to the next one, as long as there may be one
+  if (pid === "") return !Fs.existsSync(Path.dirname(socket))
   return /^\d+$/.test(pid) && !Fs.existsSync(`/proc/${pid}`)
 }
 
@@ -133,7 +141,7 @@ export const layer = ({ parents, socketPath }: Options): Layer.Layer<SpoolFiles>
         let reason = "there is no directory for it"
         for (const parent of directory === undefined ? parents : [Path.dirname(directory)]) {
           try {
-            make(Path.join(parent, own))
+            PrivateDirectory.make(Path.join(parent, own))
             Fs.writeFileSync(Path.join(parent, own, pidFile), String(process.pid), { mode: 0o600 })
             directory = Path.join(parent, own)
             return Effect.succeed(directory)
@@ -149,31 +157,56 @@ export const layer = ({ parents, socketPath }: Options): Layer.Layer<SpoolFiles>
 
       const at = (name: string) => Path.join(directory ?? "", name)
 
+      let left = false // to a later daemon
+      const run = yield* FiberSet.makeRuntime()
+
       yield* Effect.addFinalizer(() =>
         Effect.suspend(() =>
-          directory === undefined ? Effect.void : clear(directory, isOurs(directory) ? [...files, pidFile] : [...files])
+          directory === undefined || left
+            ? Effect.void
+            : clear(directory, isOurs(directory) ? [...files, pidFile] : [...files])
         )
       )
 
+      /** Clears the directories of earlier daemons. */
+      const clearEarlier = (
+        found: ReadonlyArray<readonly [string, ReadonlyArray<string>]>,
+        keep: ReadonlySet<string>
+      ) =>
+        Effect.forEach(
+          found,
+          ([path, names]) =>
+            clear(path, path === directory ? names.filter((name) => name !== pidFile && !keep.has(name)) : names),
+          { discard: true }
+        )
+
       return SpoolFiles.of({
-        open: Effect.suspend(() => {
-          // listed before anything is written
-          const left = parents.map((parent) => [Path.join(parent, own), list(Path.join(parent, own))] as const)
-          for (const parent of parents)
-            for (const name of list(parent))
-              if (abandoned(parent, name)) left.push([Path.join(parent, name), list(Path.join(parent, name))])
-          return prepare.pipe(
-            Effect.flatMap((path) => Effect.logInfo("spool", { path })),
-            Effect.catch((error) => Effect.logWarning("the spool cannot be used", { error: error.message })),
-            Effect.andThen(
-              Effect.forEach(
-                left,
-                ([path, names]) => clear(path, path === directory ? names.filter((name) => name !== pidFile) : names),
-                { discard: true }
-              )
+        open: (keep) =>
+          Effect.gen(function* () {
+            // listed before anything is written
+            const earlier = parents.map((parent) => [Path.join(parent, own), list(Path.join(parent, own))] as const)
+            for (const parent of parents)
+              for (const name of list(parent))
+                if (abandoned(parent, name)) earlier.push([Path.join(parent, name), list(Path.join(parent, name))])
+            yield* prepare.pipe(
+              Effect.flatMap((path) => Effect.logInfo("spool", { path })),
+              Effect.catch((error) => Effect.logWarning("the spool cannot be used", { error: error.message }))
             )
-          )
-        }),
+            const sizes = new Map<string, number>()
+            for (const name of keep) {
+              const size = sizeOf(at(name))
+              if (size === undefined) continue
+              files.add(name)
+              sizes.set(name, size)
+            }
+            run(Effect.andThen(Effect.sleep(clearAfter), clearEarlier(earlier, keep))) // not while peers wait
+            return sizes
+          }),
+        // without a pid nobody but the next daemon of this socket takes the directory for an abandoned one
+        leave: () => {
+          left = true
+          if (directory !== undefined) Fs.rmSync(Path.join(directory, pidFile), { force: true })
+        },
         write: (name, offset, chunks) => {
           files.add(name)
           const write = Effect.suspend(() =>

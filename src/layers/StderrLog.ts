@@ -91,6 +91,15 @@ const unblock = (fd: number): number => {
   }
 }
 
+/**
+ * Takes a stderr that is a socket out of blocking mode again: a process that shares it has put it back by its exit, as every
+ * Node does.
+ */
+export const unblockAgain = (): void => {
+  const handle = (process.stderr as unknown as { readonly _handle?: { setBlocking?: (on: boolean) => void } })._handle
+  handle?.setBlocking?.(false)
+}
+
 /** Writes lines to `fd`. What cannot be written is lost, and how much that was is the first line that gets through again. */
 export const makeSink = (fd: number): Effect.Effect<Sink, never, Scope.Scope> =>
   Effect.map(

@@ -11,6 +11,7 @@
 import * as Effect from "effect/Effect"
 import * as Result from "effect/Result"
 import { ByteQueue } from "../domain/ByteQueue.ts"
+import type * as DaemonState from "../domain/DaemonState.ts"
 import { Condition, until } from "./Condition.ts"
 import * as Counters from "./Counters.ts"
 import type { Spool, SpoolError } from "./Spool.ts"
@@ -21,6 +22,8 @@ export interface Holder {
   readonly moved: (backlog: Backlog) => void
   /** The last of what waited is lost. */
   readonly cut: (backlog: Backlog) => void
+  /** `segments` has changed. What has been read from one is not given out before this returns. */
+  readonly kept: (backlog: Backlog) => void
   /** What the log says about whose bytes these are. */
   readonly fields: (backlog: Backlog) => Readonly<Record<string, unknown>>
 }
@@ -43,11 +46,21 @@ interface Segment {
   full: boolean
 }
 
+/** A backlog on its way from one daemon to the next. */
+export interface Carried {
+  readonly head: Uint8Array
+  readonly segments: ReadonlyArray<DaemonState.Segment>
+  readonly tail: Uint8Array
+}
+
 /** Largest file, in bytes. One is removed once it has been read, so what waits takes at most so much more than its size. */
 const largestSegment = 16 * 1024 * 1024
 
 /** Millis until a file that could not be written or read is tried again. */
 const retryAfter = 1000
+
+/** Bytes of the chunks that what an earlier daemon had is cut into. */
+const pieceSize = 64 * 1024
 
 const nothing = new Uint8Array(0)
 
@@ -58,7 +71,8 @@ class Spill {
   readonly changed = new Condition()
   /** Bytes in the segments that have not come back. */
   stored = 0
-  /** Bytes of the tail that are being written. */
+  /** What is being written of the tail, and its bytes. */
+  leavingChunks: ReadonlyArray<Uint8Array> = []
   leaving = 0
   /** Bytes of all segments, what has come back included. */
   disk = 0
@@ -70,8 +84,12 @@ class Spill {
   wasFull = false
   /** The last that was to be read could not be, for now. */
   unread = false
-  /** Nothing of it is wanted any more. */
+  /** Nothing of it is wanted any more, or by a later daemon. */
   over = false
+  /** The files stay. */
+  parked = false
+  /** Nothing moves any more. */
+  still = false
 }
 
 export class Backlog {
@@ -159,12 +177,88 @@ export class Backlog {
     spill.changed.notify()
   }
 
-  #begin() {
+  /** The files, oldest first. */
+  segments(): ReadonlyArray<DaemonState.Segment> {
+    return (this.#spill?.segments ?? []).map(({ name, read, written }) => ({ name, read, written }))
+  }
+
+  /** What there is, for a daemon that takes this one's place. Changes nothing. */
+  carry(): { readonly head: ReadonlyArray<Uint8Array>; readonly tail: ReadonlyArray<Uint8Array> } {
+    const spill = this.#spill
+    const tail = spill === undefined ? [] : [...spill.leavingChunks, ...spill.tail.chunks()]
+    return { head: this.#head.chunks(), tail }
+  }
+
+  /** Goes on with what an earlier daemon had: of an empty backlog. Follow with `settle`. */
+  resume({ head, segments, tail }: Carried): void {
+    // in pieces, as whoever takes it takes whole chunks
+    for (let at = 0, size = pieceSize; at < head.length;) {
+      const rest = head.subarray(at)
+      const whole = rest.length <= size ? rest.length : this.#keeping.whole(rest.subarray(0, size))
+      size = whole === 0 ? size * 2 : pieceSize
+      if (whole > 0) this.#head.push(rest.slice(0, whole))
+      at += whole
+    }
+    if (segments.length === 0 && tail.length === 0) return
     const spill = new Spill()
+    for (const { name, read, written } of segments) {
+      spill.segments.push({ name, read, written, full: true })
+      spill.stored += written - read
+      spill.disk += written
+    }
+    this.#keeping.spool.reserve(spill.disk)
+    if (tail.length > 0) spill.tail.push(tail.slice())
+    this.#begin(spill)
+  }
+
+  /**
+   * Puts all of it on disk and leaves it there, for a daemon that comes later; `segments` then tells where. Nothing is pushed
+   * or taken any more. Fails where that cannot be written: what was in memory is lost with the daemon.
+   */
+  get park(): Effect.Effect<void, SpoolError> {
+    return Effect.gen(() => this.#park())
+  }
+
+  *#park() {
+    const { spool } = this.#keeping
+    let spill = this.#spill
+    if (spill === undefined) {
+      if (this.#head.size === 0) return
+      spill = this.#spill = new Spill()
+    } else {
+      const moving = spill
+      moving.over = moving.parked = true
+      moving.changed.notify()
+      yield* moving.changed.until(() => moving.still)
+    }
+    const { head, tail } = this.carry()
+    const segments = [...spill.segments]
+    for (const [chunks, place] of [
+      [head, 0],
+      [tail, spill.segments.length + 1]
+    ] as const) {
+      const written = chunks.reduce((sum, { length }) => sum + length, 0)
+      if (written === 0) continue
+      const name = spool.name()
+      yield* spool.files.write(name, 0, chunks)
+      segments.splice(place, 0, { name, read: 0, written, full: true })
+    }
+    spill.segments.splice(0, Number.POSITIVE_INFINITY, ...segments)
+    this.#head.clear()
+    spill.tail.clear()
+  }
+
+  #begin(spill = new Spill()) {
     this.#spill = spill
     this.#keeping.spool.run(
       Effect.gen(() => this.#move(spill)).pipe(
-        Effect.ensuring(Effect.sync(() => this.#discard(spill, spill.segments))),
+        Effect.ensuring(
+          Effect.sync(() => {
+            spill.still = true
+            if (!spill.parked) this.#discard(spill, spill.segments.splice(0))
+            spill.changed.notify()
+          })
+        ),
         Effect.annotateLogs(this.#holder.fields(this))
       )
     )
@@ -209,8 +303,10 @@ export class Backlog {
       spool.reserve(size)
       spill.disk += size
       spill.leaving = size
+      spill.leavingChunks = chunks
       const written = yield* Effect.result(spool.files.write(segment.name, segment.written, chunks))
       spill.leaving = 0
+      spill.leavingChunks = []
       if (Result.isSuccess(written)) {
         segment.written += size
         spill.stored += size
@@ -223,8 +319,8 @@ export class Backlog {
       spill.disk -= size
       spool.release(size)
     }
-    if (spill.over) return
     spill.tail.unshift(chunks)
+    if (spill.over) return
     if (!spill.stuck) {
       spill.stuck = true
       yield* Counters.limited("spool")
@@ -246,6 +342,7 @@ export class Backlog {
     if (last !== undefined && !last.full && (last.written === 0 || last.written + size <= most)) return last
     const segment = { name: spool.name(), written: 0, read: 0, full: false }
     spill.segments.push(segment)
+    this.#holder.kept(this)
     return segment
   }
 
@@ -268,10 +365,10 @@ export class Backlog {
     spill.unread = false
     spill.readSize = 0
     if (end > 0) {
-      this.#head.push(bytes.subarray(0, end))
-      this.#head.settle()
       segment.read += end
       spill.stored -= end
+      this.#head.push(bytes.subarray(0, end))
+      this.#head.settle()
     } else if (bytes.length === size && size < left) {
       spill.readSize = size * 2 // the first of them is larger
       return
@@ -282,8 +379,10 @@ export class Backlog {
       yield* Effect.logError("what waited in the spool is lost", { bytes: left, error })
       if (!spill.over && spill.stored === 0 && spill.tail.size === 0) this.#holder.cut(this)
     }
-    if (end === left || end === 0) this.#discard(spill, spill.segments.splice(0, 1))
-    this.#holder.moved(this)
+    const done = end === left || end === 0 ? spill.segments.splice(0, 1) : []
+    if (!spill.over) this.#holder.kept(this)
+    this.#discard(spill, done)
+    if (!spill.over) this.#holder.moved(this)
   }
 
   #discard(spill: Spill, segments: ReadonlyArray<Segment>) {

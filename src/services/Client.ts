@@ -14,6 +14,7 @@ import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Bytes from "../domain/Bytes.ts"
 import * as ClientCommand from "../domain/ClientCommand.ts"
+import type * as DaemonState from "../domain/DaemonState.ts"
 import * as Frame from "../domain/Frame.ts"
 import { RateLimit } from "../domain/RateLimit.ts"
 import { Condition, until } from "./Condition.ts"
@@ -24,9 +25,10 @@ import type { Session, Shim, Told } from "./Session.ts"
 import { Sessions } from "./Sessions.ts"
 import { Settings } from "./Settings.ts"
 import { Tally } from "./Tally.ts"
+import { Ticket } from "./Ticket.ts"
 import type { Vm } from "./Vm.ts"
 import { type Attached, VmRegistry } from "./VmRegistry.ts"
-import type { Wire, WireClosed } from "./Wire.ts"
+import type { CarriedWire, Wire, WireClosed } from "./Wire.ts"
 
 /** A command needs a VM, or a session, that this client does not have. */
 export class WrongClient extends Schema.TaggedError<WrongClient>()("WrongClient", {
@@ -52,7 +54,34 @@ interface Answer {
   frames: ReadonlyArray<Uint8Array> | undefined
   /** The session whose output may leave once the answer has. */
   attaches: Session | undefined
+  readonly opcode: Frame.Command
+  readonly payload: Uint8Array
+  readonly ticket: Ticket
+  /** The VM that it was sent to. */
+  vm: Vm | undefined
 }
+
+/** A client that an earlier daemon served, with what it refers to. */
+export interface Earlier {
+  readonly client: DaemonState.Client
+  readonly vms: ReadonlyArray<Vm>
+  readonly bytesOf: (ref: DaemonState.Ref) => Uint8Array
+}
+
+/** How the parts of a snapshot refer to each other. */
+export interface Carrying {
+  readonly blobs: DaemonState.Blobs
+  readonly wire: (carried: CarriedWire) => DaemonState.Wire
+  readonly vms: ReadonlyArray<Vm>
+  /** Of the commands whose replies agents owe. */
+  readonly tickets: ReadonlySet<Ticket>
+}
+
+/** What a command fails with while the daemon stops. */
+const stopping = "the daemon stops"
+
+/** What no client may send: in the place of what broke the protocol. */
+const noFrame = new Uint8Array(Frame.headerSize)
 
 const utf8 = new TextEncoder()
 const empty = new Uint8Array(0)
@@ -72,6 +101,9 @@ const frameTimeouts = 10
  * Where commands are pipelined there may be `maxPipelined` of them.
  */
 const maxUnread = 64 * 1024 * 1024
+
+/** Millis between two looks at the commands under way, while the daemon stops. */
+const stopStep = 10
 
 /** Millis between two records of log entries that were dropped. */
 const tellDropped = 1000
@@ -136,6 +168,8 @@ class Client implements Shim {
   #stalled = false
 
   readonly #answers: Array<Answer> = []
+  #stopping = false
+  #underWayCount = 0
   #underWay = 0 // payload bytes of commands that have no answer yet
   #held = 0 // bytes of answers that wait for those before them
 
@@ -170,8 +204,86 @@ class Client implements Shim {
     this.#end(Effect.logInfo("client's connection ended", { reason }))
   }
 
+  /** Goes on where an earlier daemon stood. */
+  resume({ bytesOf, client, vms }: Earlier): void {
+    this.#vm = client.vm === undefined ? undefined : vms[client.vm]
+    this.#turnedAway = client.turnedAway
+    const found = client.session === undefined ? undefined : this.#around.sessions.find(client.session)
+    const session = found !== undefined && Result.isSuccess(found) ? found.success : undefined
+    this.#session = session
+    session?.rejoin(this, client.attached)
+    this.#ended = client.ended
+    if (client.ended) return
+    for (const answer of client.answers) {
+      const opcode = answer.opcode as Frame.Command
+      const payload = bytesOf(answer.payload).slice()
+      if (answer.done) {
+        const attaches = answer.attaches ? session : undefined
+        const ticket = new Ticket()
+        this.#answers.push({ frames: [payload], attaches, opcode, payload, ticket, vm: undefined })
+        this.#held += payload.length
+      } else {
+        const vm = answer.vm === undefined ? undefined : vms[answer.vm]
+        this.#begin(opcode, payload, new Ticket(answer.waited), vm, answer.written)
+      }
+    }
+  }
+
+  /** All that it is, for a daemon that takes this one's place; `undefined` where its connection has ended. Changes nothing. */
+  carry({ blobs, tickets, vms, wire }: Carrying): DaemonState.Client | undefined {
+    const carried = this.wire.carry()
+    if (carried === undefined) return undefined
+    const now = elapsedMillis(this.#around.clock)
+    const place = (vm: Vm | undefined) => {
+      const at = vm === undefined ? -1 : vms.indexOf(vm)
+      return at < 0 ? undefined : at // one that is gone
+    }
+    const broken = this.#broken === undefined ? [] : [noFrame]
+    const unread = [...this.#frames.map(Frame.encode), ...broken, this.#parser.rest(), ...carried.unread]
+    return {
+      name: this.wire.peer,
+      wire: wire({ ...carried, unread }),
+      vm: place(this.#vm),
+      session: this.#session?.token,
+      attached: this.#session?.shim === this && this.#session.attached,
+      turnedAway: this.#turnedAway,
+      ended: this.#ended,
+      answers: this.#answers.map(({ attaches, frames, opcode, payload, ticket, vm }) => ({
+        opcode,
+        payload: blobs.put(frames ?? [payload]),
+        done: frames !== undefined,
+        attaches: attaches !== undefined,
+        written: tickets.has(ticket),
+        waited: ticket.waited(now),
+        vm: place(vm)
+      }))
+    }
+  }
+
+  /** Whether a command of it is under way. */
+  busy(): boolean {
+    return this.#underWayCount > 0
+  }
+
+  /** The daemon stops: what is under way fails, and nothing more is carried out. What its shim sends is still fed. */
+  stop(): void {
+    this.#stopping = true
+    // an error would make a shim give up for good
+    for (const slot of this.#answers)
+      if (slot.frames === undefined && slot.opcode !== Frame.Command.ConnectShim)
+        this.#done(slot, slot.opcode, json({ msg: stopping }), true)
+  }
+
+  /** The client reads an end once it has taken what is left; its shim's output waits for the next from here on. */
+  shutDown(): void {
+    this.#session?.detach(this)
+    this.wire.shutDown()
+  }
+
   /** Reads until the client leaves, or is ended. It reads on while nothing may be handled: a client's end must be seen. */
   get serve(): Effect.Effect<void> {
+    // of one that an earlier daemon was about to end, nothing is read
+    if (this.#ended) return Effect.suspend(() => this.#release())
     return Effect.gen(() => this.#read()).pipe(
       Effect.catch((closed) => this.#left(closed)),
       Effect.ensuring(Effect.suspend(() => this.#release()))
@@ -364,18 +476,24 @@ class Client implements Shim {
   #command(opcode: Frame.Command, view: Uint8Array) {
     // nobody waits for the answer, but a shim's last word counts
     if (this.#leaving && opcode !== Frame.Command.Signal && opcode !== Frame.Command.DisconnectShim) return
-    const payload = Bytes.keep(view)
-    const slot: Answer = { frames: undefined, attaches: undefined }
+    this.#begin(opcode, Bytes.keep(view), new Ticket(), this.#vm, false)
+  }
+
+  /** Carries a command out, or waits for what an earlier daemon had `written` of it. */
+  #begin(opcode: Frame.Command, payload: Uint8Array, ticket: Ticket, vm: Vm | undefined, written: boolean) {
+    const slot: Answer = { frames: undefined, attaches: undefined, opcode, payload, ticket, vm }
     this.#answers.push(slot)
     this.#underWay += payload.length
-    const executed = Effect.catchCause(this.#execute(opcode, payload, slot), refused)
+    this.#underWayCount++
+    const execution = written ? this.#rejoin(slot) : this.#execute(slot)
+    const executed = Effect.catchCause(execution, refused)
     const name = ClientCommand.commandNames[opcode]
     const traced = this.#around.traced
       ? Effect.withSpan(name, { root: true, kind: "server" }, { captureStackTrace: false })(executed)
       : executed
     const answered = Effect.match(traced, {
-      onSuccess: (reply) => this.#done(slot, payload.length, opcode, reply, false),
-      onFailure: (error) => this.#done(slot, payload.length, opcode, json({ msg: error.told ?? error.message }), true)
+      onSuccess: (reply) => this.#done(slot, opcode, reply, false),
+      onFailure: (error) => this.#done(slot, opcode, json({ msg: error.told ?? error.message }), true)
     })
     // what waits for the agent, a shim or a process must not hold up what comes behind it
     if (opcode === Frame.Command.Hyper || opcode === Frame.Command.Signal) return this.run(answered)
@@ -391,9 +509,11 @@ class Client implements Shim {
     )
   }
 
-  /** A command of `size` payload bytes is done: sends the answers that are next in order. */
-  #done(slot: Answer, size: number, opcode: Frame.Command, payload: Uint8Array, inError: boolean) {
-    this.#underWay -= size
+  /** A command is done: sends the answers that are next in order. */
+  #done(slot: Answer, opcode: Frame.Command, payload: Uint8Array, inError: boolean) {
+    if (slot.frames !== undefined) return // the daemon stops
+    this.#underWay -= slot.payload.length
+    this.#underWayCount--
     const unread = this.#held + this.wire.pending()
     if (unread > maxUnread)
       return this.#exceeded("unread", `${unread} bytes of responses are not read: the limit is ${maxUnread}`)
@@ -408,22 +528,32 @@ class Client implements Shim {
     this.#changed.notify()
   }
 
-  #execute(opcode: Frame.Command, payload: Uint8Array, slot: Answer): Effect.Effect<Uint8Array, Told> {
+  #rejoin({ opcode, ticket, vm }: Answer): Effect.Effect<Uint8Array, Told> {
+    if (opcode === Frame.Command.Signal && this.#session !== undefined)
+      return Effect.as(this.#session.owner.rejoin(ticket), empty)
+    return vm === undefined ? Effect.fail(internalError) : vm.rejoin(ticket)
+  }
+
+  #execute(slot: Answer): Effect.Effect<Uint8Array, Told> {
+    const { opcode, payload, ticket } = slot
+    if (this.#stopping && opcode === Frame.Command.ConnectShim) return Effect.never // its connection ends, and it tries again
+    if (this.#stopping && opcode !== Frame.Command.DisconnectShim)
+      return Effect.fail(new CommandRefused({ reason: stopping }))
     switch (opcode) {
       case Frame.Command.RegisterVM:
-        return Effect.gen(() => this.#registerVM(payload))
+        return Effect.gen(() => this.#registerVM(payload, ticket))
       case Frame.Command.AttachVM:
         return Effect.gen(() => this.#attachVM(payload))
       case Frame.Command.UnregisterVM:
         return Effect.gen(() => this.#unregisterVM(payload))
       case Frame.Command.Hyper:
-        return this.#hyper(payload)
+        return this.#hyper(payload, slot)
       case Frame.Command.ConnectShim:
         return Effect.gen(() => this.#connectShim(payload, slot))
       case Frame.Command.DisconnectShim:
         return this.#disconnectShim()
       case Frame.Command.Signal:
-        return Effect.gen(() => this.#signal(payload))
+        return Effect.gen(() => this.#signal(payload, ticket))
     }
   }
 
@@ -437,11 +567,11 @@ class Client implements Shim {
     return json({ io: { URL: this.#around.url, tokens: asked > 0 ? tokens : null } })
   }
 
-  *#registerVM(payload: Uint8Array) {
+  *#registerVM(payload: Uint8Array, ticket: Ticket) {
     const command = yield* Effect.fromResult(ClientCommand.decodeRegisterVM(payload))
     const { console, containerId: id, ctlSerial, ioSerial } = command
     yield* this.#accepted("RegisterVM", { vm: id, ctl: ctlSerial, io: ioSerial, console }, { vm: id })
-    const attached = yield* this.#around.registry.register(command)
+    const attached = yield* this.#around.registry.register(command, ticket)
     this.#vm = attached.vm
     return this.#io(attached, command.numIOStreams ?? 0)
   }
@@ -462,15 +592,14 @@ class Client implements Shim {
     return empty
   }
 
-  #hyper(payload: Uint8Array): Effect.Effect<Uint8Array, Told> {
+  #hyper(payload: Uint8Array, { ticket, vm }: Answer): Effect.Effect<Uint8Array, Told> {
     const decoded = ClientCommand.decodeHyper(payload)
     if (Result.isFailure(decoded)) return Effect.fail(decoded.failure)
-    const vm = this.#vm
     if (vm === undefined) return Effect.fail(new WrongClient({ needs: "vm" }))
     const { hyperName } = decoded.success
     return Effect.andThen(
       this.#accepted("Hyper", { vm: vm.id, command: hyperName }),
-      vm.hyper(decoded.success, payload)
+      vm.hyper(decoded.success, payload, ticket)
     )
   }
 
@@ -481,6 +610,11 @@ class Client implements Shim {
       return yield* new CommandRefused({ reason: "this shim has claimed a token already" })
     this.#turnedAway = true
     let session = yield* Effect.fromResult(sessions.find(token))
+    const { restored } = session.owner
+    if (restored !== undefined) {
+      yield* restored
+      session = yield* Effect.fromResult(sessions.find(token))
+    }
     // the end of the last shim's connection may be on its way; an error would make this one give up for good
     if (session.shim !== undefined) {
       const taken = session
@@ -511,41 +645,75 @@ class Client implements Shim {
     })
   }
 
-  *#signal(payload: Uint8Array) {
+  *#signal(payload: Uint8Array, ticket: Ticket) {
     const session = this.#session
     if (session === undefined) return yield* new WrongClient({ needs: "shim" })
     const command = yield* Effect.fromResult(ClientCommand.decodeSignal(payload))
     const refused = ClientCommand.checkSignal(command)
     if (refused !== undefined) return yield* new CommandRefused({ reason: refused })
     yield* this.#accepted("Signal", { vm: session.owner.id, signal: command.signalNumber })
-    yield* session.owner.signal(session, command)
+    yield* session.owner.signal(session, command, ticket)
     return empty
   }
 }
 
-/**
- * Makes the function that serves one client until it leaves, breaks the protocol, or is ended from within. Whoever calls it
- * owns the connection.
- */
-export const make: Effect.Effect<
-  (wire: Wire) => Effect.Effect<void>,
-  never,
-  Deadlines | Listener | Scope.Scope | Sessions | VmRegistry
-> = Effect.gen(function* () {
-  const settings = yield* Settings
-  const { url } = yield* Listener
-  const around: Surroundings = {
-    settings,
-    clock: yield* Clock.Clock,
-    deadlines: yield* Deadlines,
-    sessions: yield* Sessions,
-    registry: yield* VmRegistry,
-    url,
-    policy: Frame.fromClient({ hyper: settings.maxHyper, command: settings.maxCommand, stdin: settings.maxStdin }),
-    traced: yield* References.TracerEnabled
-  }
-  const fibers = yield* FiberSet.make()
-  const runtime = FiberSet.runtime(fibers)()
-  return (wire) =>
-    Effect.withFiber((self) => Effect.flatMap(runtime, (fork) => new Client(wire, around, self, fork).serve))
-})
+/** The clients that are being served. */
+export interface Clients {
+  /** Serves one until it leaves, breaks the protocol, or is ended from within. Whoever calls it owns the connection. */
+  readonly serve: (wire: Wire, earlier?: Earlier) => Effect.Effect<void>
+  /** All of them, for a daemon that takes this one's place. */
+  readonly carry: (carrying: Carrying) => ReadonlyArray<DaemonState.Client>
+  /** Waits until no command is under way, for `millis` milliseconds, and lets fail what is; nothing more is carried out. */
+  readonly stop: (millis: number) => Effect.Effect<void>
+  /** Ends all, by half-close, once they have taken what is left; what they still send is taken. Completes when they are gone. */
+  readonly endAll: Effect.Effect<void>
+}
+
+export const make: Effect.Effect<Clients, never, Deadlines | Listener | Scope.Scope | Sessions | VmRegistry> =
+  Effect.gen(function* () {
+    const settings = yield* Settings
+    const { url } = yield* Listener
+    const deadlines = yield* Deadlines
+    const around: Surroundings = {
+      settings,
+      clock: yield* Clock.Clock,
+      deadlines,
+      sessions: yield* Sessions,
+      registry: yield* VmRegistry,
+      url,
+      policy: Frame.fromClient({ hyper: settings.maxHyper, command: settings.maxCommand, stdin: settings.maxStdin }),
+      traced: yield* References.TracerEnabled
+    }
+    const fibers = yield* FiberSet.make()
+    const runtime = FiberSet.runtime(fibers)()
+    const clients = new Set<Client>()
+    const changed = new Condition()
+    return {
+      serve: (wire, earlier) =>
+        Effect.withFiber((self) =>
+          Effect.flatMap(runtime, (fork) => {
+            const client = new Client(wire, around, self, fork)
+            clients.add(client)
+            if (earlier !== undefined) client.resume(earlier)
+            return Effect.ensuring(
+              client.serve,
+              Effect.sync(() => {
+                clients.delete(client)
+                changed.notify()
+              })
+            )
+          })
+        ),
+      carry: (carrying) => Array.from(clients).flatMap((client) => client.carry(carrying) ?? []),
+      stop: Effect.fnUntraced(function* (millis: number) {
+        const idle = () => Array.from(clients).every((client) => !client.busy())
+        // asked again and again: nobody tells
+        for (let left = millis; left > 0 && !idle(); left -= stopStep) yield* Effect.sleep(stopStep)
+        for (const client of clients) client.stop()
+      }),
+      endAll: Effect.suspend(() => {
+        for (const client of clients) client.shutDown()
+        return changed.until(() => clients.size === 0)
+      })
+    }
+  })

@@ -9,11 +9,14 @@ import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import type * as Agent from "../domain/Agent.ts"
 import * as CtlMessage from "../domain/CtlMessage.ts"
+import type * as DaemonState from "../domain/DaemonState.ts"
+import * as Recovery from "../domain/Recovery.ts"
 import { Condition } from "./Condition.ts"
 import * as Counters from "./Counters.ts"
 import { type Deadline, Deadlines, elapsedMillis } from "./Deadlines.ts"
 import { Settings } from "./Settings.ts"
-import type { Wire } from "./Wire.ts"
+import type { Ticket } from "./Ticket.ts"
+import type { CarriedWire, Wire } from "./Wire.ts"
 
 /** The agent refused a command. `text` is its own; the C agent gives none. */
 export class AgentRefused extends Schema.TaggedError<AgentRefused>()("AgentRefused", {
@@ -77,6 +80,8 @@ export interface CtlRequest {
   readonly payload: Uint8Array
   /** No client waits for the reply: nobody needs to be warned where its turn does not come. */
   readonly own?: true
+  /** Of the client's command that it carries out. */
+  readonly ticket?: Ticket | undefined
   /** The command is on its way: it cannot be withdrawn any more. */
   readonly onWritten?: () => void
   /**
@@ -88,6 +93,8 @@ export interface CtlRequest {
 
 /** What the channel tells of its own accord, inside the call that caused it. */
 export interface Handlers {
+  /** Both channels are connected; `carry` tells what a daemon needs that takes this one's place before READY has come. */
+  readonly connecting: (carry: () => Carried | undefined) => void
   /** A message that is no reply. The payload may be a view, valid during the call. Returns what is to be logged. */
   readonly event: (code: number, payload: Uint8Array) => Effect.Effect<void> | undefined
   /** The channel has ended. */
@@ -99,8 +106,30 @@ export interface Handlers {
 interface Turn {
   readonly request: CtlRequest
   deadline: Deadline | undefined
+  /** When it was written, of `elapsedMillis`. */
+  since: number
+  ticket: Ticket | undefined
   /** Absent once the client has its answer, or has gone. */
   resume: ((reply: Effect.Effect<Uint8Array, CtlFailure>) => void) | undefined
+}
+
+/** Both channels on their way from one daemon to the next. */
+export interface Carried {
+  readonly ctl: CarriedWire
+  readonly io: CarriedWire
+}
+
+/** Where an earlier daemon stood. */
+export interface Earlier {
+  readonly agent: Agent.AgentKind
+  /** What is known of the channel; absent where its daemon has been killed, or the connection is a new one. */
+  readonly channel?: DaemonState.Channel | undefined
+  /** What becomes of the command that had no reply. */
+  readonly onReply: (reply: "ack" | "error" | "lost") => void
+  /** Whether that may be a start, whose reply takes longer. */
+  readonly starting: boolean
+  /** Whether the first byte may stand in the middle of a message. */
+  readonly torn: boolean
 }
 
 /** How the channel is brought in step again after a reply that did not come. */
@@ -111,8 +140,13 @@ const resync = {
   pause: 1000,
   maxPause: 60_000,
   /** Most millis to wait for another reply behind one. */
-  maxQuiet: 600_000
+  maxQuiet: 600_000,
+  /** Millis to wait for the reply to a start that an earlier daemon had written. */
+  starting: 1000
 }
+
+/** Most bytes of which the first message is looked for: a reply is small, as a rule. */
+const maxTorn = 64 * 1024
 
 /** Most bytes of an agent's text that a client is told. Source: PROTOCOL.md, "Limits". */
 const maxText = 64 * 1024
@@ -142,6 +176,8 @@ export class CtlChannel {
   // in step: 0. Else how many replies may still come, and the first that did
   #owed = 0
   #first: { readonly code: number; readonly bare: boolean } | undefined
+  #parser: CtlMessage.Parser
+  #recovery: Recovery.Recovery | undefined
   #replies = 0 // since the last ping of a resynchronisation
   #lastBare = false // whether the last of them may be a ping's: an ACK with nothing in it
   #unasked = 0
@@ -152,6 +188,60 @@ export class CtlChannel {
     this.#settings = settings
     this.#clock = clock
     this.#deadlines = deadlines
+    this.#parser = CtlMessage.makeParser(settings.maxCtlReply)
+  }
+
+  /** Goes on where an earlier daemon stood: before anything else. */
+  resume({ agent, channel, onReply, starting, torn }: Earlier): void {
+    this.#ready = true
+    this.#kind = agent
+    if (channel === undefined) {
+      if (torn) this.#recovery = Recovery.make(CtlMessage.traits(this.#settings.maxCtlReply), maxTorn)
+      this.#current = earlierTurn({ command: "a command", code: CtlMessage.Code.ping }, onReply)
+      this.#owed = 1
+      this.#handlers.run(Effect.gen(() => this.#resynchronise(starting ? resync.starting : resync.quiet)))
+      return
+    }
+    this.#sawNext = channel.sawNext
+    this.#owed = channel.owed
+    if (channel.current === undefined) return
+    const turn = earlierTurn(channel.current, onReply)
+    turn.since = elapsedMillis(this.#clock) - channel.current.millis
+    this.#current = turn
+    if (this.#owed > 0) this.#handlers.run(Effect.gen(() => this.#resynchronise()))
+    else this.#setDeadline(turn, Math.max(Duration.toMillis(this.#settings.ctlTimeout) - channel.current.millis, 0))
+  }
+
+  /** Where it stands, and the ticket of the command that has been written; what has been read of a message is `rest`. */
+  carry(now: number): { readonly channel: DaemonState.Channel; readonly ticket: Ticket | undefined } {
+    const turn = this.#current
+    const channel = { owed: this.#owed, sawNext: this.#sawNext }
+    if (turn === undefined) return { channel, ticket: undefined }
+    const { code, command } = turn.request
+    const millis = now - turn.since
+    // whoever has had an answer, or has gone, has no ticket any more
+    return { channel: { ...channel, current: { command, code, millis } }, ticket: turn.resume && turn.ticket }
+  }
+
+  /** What has been read and is not a whole message yet. */
+  rest(): Uint8Array {
+    return this.#parser.rest()
+  }
+
+  /** Waits for the reply to the command that an earlier daemon had written for `ticket`. */
+  rejoin(ticket: Ticket): Effect.Effect<Uint8Array, CtlFailure> {
+    return Effect.callback<Uint8Array, CtlFailure>((resume) => {
+      const turn = this.#current
+      if (turn === undefined) return resume(Effect.fail(this.#lost ?? noReply))
+      turn.ticket = ticket
+      turn.resume = resume
+      return Effect.sync(() => (turn.resume = undefined))
+    })
+  }
+
+  /** Waits until it is in step, for `millis` milliseconds; whether it is. */
+  inStep(millis: number): Effect.Effect<boolean> {
+    return this.#deadlines.within(millis, () => this.#owed === 0 || this.#lost !== undefined, this.#changed)
   }
 
   /** Told from what the agent has sent so far. */
@@ -196,12 +286,13 @@ export class CtlChannel {
       const size = CtlMessage.headerSize + request.payload.length
       const limit = this.#settings.maxCtlCommand
       if (size > limit) return resume(Effect.fail(new CommandTooLarge({ command: request.command, size, limit })))
-      const turn: Turn = { request, deadline: undefined, resume }
+      const turn: Turn = { request, deadline: undefined, since: 0, ticket: request.ticket, resume }
       if (this.#current === undefined) {
         this.#write(turn)
       } else {
         this.#waiting.push(turn)
-        this.#setDeadline(turn)
+        const millis = Duration.toMillis(this.#settings.ctlTimeout)
+        this.#setDeadline(turn, request.ticket?.begin(millis, elapsedMillis(this.#clock)) ?? millis)
       }
       return Effect.sync(() => {
         turn.resume = undefined
@@ -234,15 +325,15 @@ export class CtlChannel {
   }
 
   *#read() {
-    const parser = CtlMessage.makeParser(this.#settings.maxCtlReply)
     const logs: Array<Effect.Effect<void>> = []
     const onMessage = (code: number, payload: Uint8Array) => {
       const log = this.#onMessage(code, payload)
       if (log !== undefined) logs.push(log)
     }
     for (;;) {
-      const chunk = yield* this.#wire.pull
-      const parsed = parser.push(chunk, onMessage)
+      const read = yield* this.#wire.pull
+      const chunk = this.#recovery === undefined ? read : yield* this.#recover(this.#recovery, read)
+      const parsed = this.#parser.push(chunk, onMessage)
       if (logs.length > 0) for (const log of logs.splice(0)) yield* log
       if (Result.isFailure(parsed)) {
         if (parsed.failure.length > parsed.failure.limit) yield* Counters.limited("ctl reply")
@@ -252,14 +343,24 @@ export class CtlChannel {
     }
   }
 
-  #setDeadline(turn: Turn) {
+  *#recover(recovery: Recovery.Recovery, read: Uint8Array) {
+    const chunk = recovery.push(read)
+    if (chunk === undefined) return yield* Effect.fail(new VmLost({ reason: "ctl: no message found" }))
+    if (!recovery.done()) return chunk
+    this.#recovery = undefined
+    if (recovery.skipped() > 0) yield* Effect.logWarning("part of a reply skipped", { bytes: recovery.skipped() })
+    return chunk
+  }
+
+  #setDeadline(turn: Turn, millis: number) {
     turn.deadline?.cancel()
-    turn.deadline = this.#deadlines.set(Duration.toMillis(this.#settings.ctlTimeout), () => this.#expire(turn))
+    turn.deadline = this.#deadlines.set(millis, () => this.#expire(turn))
   }
 
   #write(turn: Turn) {
     this.#current = turn
-    this.#setDeadline(turn)
+    turn.since = elapsedMillis(this.#clock)
+    this.#setDeadline(turn, Duration.toMillis(this.#settings.ctlTimeout))
     this.#sawNext = false
     turn.request.onWritten?.()
     write(this.#wire, turn.request.code, turn.request.payload)
@@ -296,13 +397,18 @@ export class CtlChannel {
    * nothing followed, so the agent has dropped the command. An agent that was only slow answers all of them, in order; the
    * first lone reply may be the late one, so only the second tells how fast the agent is.
    */
-  *#resynchronise() {
+  *#resynchronise(listen = 0) {
     const replied = (seen: number, millis: number) =>
       this.#deadlines.within(millis, () => this.#replies > seen || this.#lost !== undefined, this.#changed)
     let pause = resync.pause
     let alone = 0
     let quiet: number
     let since = elapsedMillis(this.#clock) // the agent has owed the next reply since the one before it, or the first ping
+    // of a connection that an earlier daemon had, the reply to its last command is the first that comes
+    if (listen > 0) {
+      yield* replied(this.#replies, listen)
+      since = elapsedMillis(this.#clock)
+    }
     for (;;) {
       this.#replies = 0
       this.#owed++
@@ -330,7 +436,10 @@ export class CtlChannel {
     this.#owed = 0
     this.#first = undefined
     this.#current = undefined
-    yield* Effect.logInfo(`agent answers again, ${answered ? "late" : "a command went lost"}`)
+    this.#changed.notify()
+    yield* listen > 0
+      ? Effect.logInfo("agent answers")
+      : Effect.logInfo(`agent answers again, ${answered ? "late" : "a command went lost"}`)
     this.#advance()
   }
 
@@ -393,6 +502,20 @@ export class CtlChannel {
     }
   }
 }
+
+const noReply = new CtlTimeout({ command: "a command", written: true, after: Duration.zero })
+
+/** The turn of a command that an earlier daemon had written. */
+const earlierTurn = (
+  { code, command }: { readonly command: string; readonly code: number },
+  onReply: (reply: "ack" | "error" | "lost") => void
+): Turn => ({
+  request: { command, code, payload: empty, onReply },
+  deadline: undefined,
+  since: 0,
+  ticket: undefined,
+  resume: undefined
+})
 
 /** Takes the channel over. Run its `run` once, in a fiber of its own. */
 export const make = Effect.fnUntraced(function* (

@@ -9,6 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import type * as Agent from "../domain/Agent.ts"
 import { redactToken, type Signal } from "../domain/ClientCommand.ts"
+import type * as DaemonState from "../domain/DaemonState.ts"
 import * as Frame from "../domain/Frame.ts"
 import type { ProcessStart } from "../domain/HyperData.ts"
 import * as IoMessage from "../domain/IoMessage.ts"
@@ -18,6 +19,8 @@ import { Condition } from "./Condition.ts"
 import type { VmLost } from "./CtlChannel.ts"
 import type { Deadline } from "./Deadlines.ts"
 import type { Settings } from "./Settings.ts"
+import type { SpoolError } from "./Spool.ts"
+import type { Ticket } from "./Ticket.ts"
 import type { Wire } from "./Wire.ts"
 
 /** What a token cannot be used for, and why. */
@@ -42,9 +45,15 @@ export interface Owner {
   readonly firstOutput: (session: Session) => void
   readonly exited: (session: Session, status: number) => void
   /** Sends a checked signal, or a terminal size, to the process. Waits until the process has started. */
-  readonly signal: (session: Session, signal: Signal) => Effect.Effect<void, Told>
-  /** Its process has ended, or its VM, and it has no shim: frees it, unless the deadline is cancelled before. */
-  readonly orphaned: (session: Session) => Deadline
+  readonly signal: (session: Session, signal: Signal, ticket: Ticket) => Effect.Effect<void, Told>
+  /** Waits for the reply to what an earlier daemon had written for `ticket`. */
+  readonly rejoin: (ticket: Ticket) => Effect.Effect<unknown, Told>
+  /** Waits until the VM is in step after a restart; absent where it is. */
+  readonly restored: Effect.Effect<void> | undefined
+  /** Its process has ended, or its VM, and it has no shim: frees it, unless the deadline is cancelled before. `millis`: what is left. */
+  readonly orphaned: (session: Session, millis?: number) => Deadline
+  /** Its record is no longer true. What depends on it may follow at once where `now` says so. */
+  readonly changed: (session: Session, now: boolean) => void
   /** The shim has said goodbye: ends the session for good. */
   readonly close: (session: Session) => void
 }
@@ -91,6 +100,23 @@ interface Handed {
   readonly end: number
 }
 
+/** A session as an earlier daemon had it; `memory` where nothing of that is lost. */
+export interface Earlier {
+  readonly record: DaemonState.SessionRecord
+  readonly memory?: DaemonState.SessionMemory
+  /** Whether what it had in memory is lost: its daemon was killed. */
+  readonly torn: boolean
+  readonly bytesOf: (ref: DaemonState.Ref) => Uint8Array
+}
+
+const empty = new Uint8Array(0)
+
+const outputOf = ({ output: { early, ended, status } }: DaemonState.SessionRecord): ProcessOutput.Carried => ({
+  early,
+  ended,
+  status
+})
+
 /** How many of a wire's bytes the kernel has taken. */
 const takenOf = (wire: Wire): number => wire.offered() - wire.pending()
 
@@ -116,6 +142,7 @@ export class Session implements Holder {
   readonly #outbox: Backlog
   #handed: Array<Handed> = [] // what the kernel may not have taken, oldest first
   #draining = false
+  #statusDue = false // it stood behind what is on disk, in the memory of a daemon that was killed, or it is the last on disk
 
   // stdin
   readonly #inbox: Backlog
@@ -125,13 +152,99 @@ export class Session implements Holder {
   #flooding = false // the last message was full
 
   /** A session with its token and its stdio sequence number. */
-  constructor(token: string, stdio: number, owner: Owner, { output, stdin }: Keepings) {
+  constructor(token: string, stdio: number, owner: Owner, { output, stdin }: Keepings, earlier?: Earlier) {
     this.token = token
     this.stdio = stdio
     this.owner = owner
-    this.#output = ProcessOutput.make(stdio)
+    this.#output = ProcessOutput.make(stdio, earlier && outputOf(earlier.record))
     this.#outbox = new Backlog(output, this)
     this.#inbox = new Backlog(stdin, this)
+    if (earlier !== undefined) this.#resume(earlier)
+  }
+
+  #resume({ bytesOf, memory, record, torn }: Earlier) {
+    this.#phase = record.phase
+    if (record.process !== undefined) this.#process = { ...record.process, process: record.process.process }
+    this.#eof = record.stdinEnd
+    const { output, stdin } = record.waiting
+    const bytes = (ref: DaemonState.Ref | undefined) => (ref === undefined ? empty : bytesOf(ref))
+    this.#outbox.resume({ head: bytes(memory?.output.head), segments: output, tail: bytes(memory?.output.tail) })
+    this.#inbox.resume({ head: bytes(memory?.stdin.head), segments: stdin, tail: bytes(memory?.stdin.tail) })
+    this.#statusDue = torn && record.output.status !== undefined && this.#outbox.size > 0
+    if (memory === undefined) return
+    this.#handed = memory.handed.map(({ chunk, end }) => ({ chunk: bytesOf(chunk).slice(), end }))
+    this.#window = memory.window ?? Number.POSITIVE_INFINITY
+    this.#fed = memory.fed
+    this.#flooding = memory.flooding
+    this.#heard = memory.heard
+  }
+
+  /** What a new daemon needs of it after any death of this one. */
+  record(): DaemonState.SessionRecord {
+    const phase = this.#phase === "waiting" ? "idle" : this.#phase
+    return {
+      token: this.token,
+      stdio: this.stdio,
+      claimed: this.#shim !== undefined,
+      phase,
+      process: phase === "idle" ? undefined : this.#process,
+      output: this.#output.carry(),
+      stdinEnd: this.#eof,
+      waiting: { output: this.#outbox.segments(), stdin: this.#inbox.segments() }
+    }
+  }
+
+  /** What it has in memory, for a daemon that takes this one's place at `now`. Changes nothing. */
+  carry(blobs: DaemonState.Blobs, now: number): DaemonState.SessionMemory {
+    const put = (backlog: Backlog) => {
+      const { head, tail } = backlog.carry()
+      return { head: blobs.put(head), tail: blobs.put(tail) }
+    }
+    const taken = this.#shim === undefined ? 0 : takenOf(this.#shim.wire)
+    return {
+      output: put(this.#outbox),
+      stdin: put(this.#inbox),
+      handed: this.#handed.map(({ chunk, end }) => ({ chunk: blobs.put([chunk]), end: end - taken })),
+      window: Number.isFinite(this.#window) ? this.#window : undefined,
+      fed: this.#fed,
+      flooding: this.#flooding,
+      heard: this.#heard,
+      orphan: this.#orphan && Math.max(this.#orphan.due - now, 0)
+    }
+  }
+
+  /** Gives it back to the shim that an earlier daemon served, whose new wire has unsent what the old one had. */
+  rejoin(shim: Shim, attached: boolean): void {
+    this.#shim = shim
+    this.#attached = attached
+    if (attached) this.flush()
+    this.#changed.notify()
+  }
+
+  /** Every shim that an earlier daemon served is there again, or gone. `orphan`: millis that are left without one. */
+  resumed(orphan?: number): void {
+    if (this.#shim === undefined) {
+      this.#takeBack(0)
+      if (this.#over !== undefined || this.status !== undefined) this.#orphan ??= this.owner.orphaned(this, orphan)
+    }
+    this.#outbox.settle()
+    this.#inbox.settle()
+    this.#wake()
+  }
+
+  /** The process may have ended unseen: its status is not to be had any more. */
+  lost(status: number): void {
+    if (this.status !== undefined) return
+    const frame = this.#output.exit(status, "never started")
+    if (frame === undefined) return
+    this.emit(frame, 0, frame.length)
+    this.flush()
+    this.#exited(status)
+  }
+
+  /** Puts what waits on disk, for a daemon that comes later. Nothing is delivered or fed any more. */
+  get park(): Effect.Effect<void, SpoolError> {
+    return Effect.ensuring(this.#outbox.park, Effect.ignore(this.#inbox.park))
   }
 
   get phase(): Phase {
@@ -146,6 +259,10 @@ export class Session implements Holder {
   /** Whether the shim has had the answer to its claim. */
   get attached(): boolean {
     return this.#attached
+  }
+  /** Whether any output has come. */
+  get heard(): boolean {
+    return this.#heard
   }
   get outputEnded(): boolean {
     return this.#output.ended()
@@ -192,15 +309,7 @@ export class Session implements Holder {
   /** The shim's connection has ended. What it did not take is kept for the next. */
   release(candidate: Shim): void {
     if (this.#shim !== candidate) return
-    // what the kernel did not take, the shim cannot have read; the next one begins with a whole frame
-    this.#trim(candidate.wire)
-    const [torn, ...rest] = this.#handed
-    if (torn !== undefined) {
-      const left = Math.min(torn.end - takenOf(candidate.wire), torn.chunk.length)
-      const whole = Frame.wholeEnd(torn.chunk.subarray(0, torn.chunk.length - left))
-      this.#outbox.unshift([torn.chunk.subarray(whole), ...rest.map(({ chunk }) => chunk)])
-    }
-    this.#handed = []
+    this.#takeBack(takenOf(candidate.wire))
     this.#shim = undefined
     this.#attached = false
     this.#draining = false
@@ -222,13 +331,16 @@ export class Session implements Holder {
   written(): void {
     this.#phase = "written"
     this.#output.reset()
+    this.owner.changed(this, true)
     this.#changed.notify()
   }
 
   /** What became of the start: it runs, or another may be tried. */
   settled(started: boolean): void {
+    const asked = this.#phase === "written"
     this.#phase = started ? "started" : "idle"
     if (!started) this.#output.reset()
+    if (asked) this.owner.changed(this, true)
     this.#changed.notify()
     this.#wake()
   }
@@ -307,8 +419,12 @@ export class Session implements Holder {
   feed(data: Uint8Array): void {
     // what nobody can take any more is not kept: its shim must not stop at it
     if (this.#eof !== "none" || this.#over !== undefined || this.status !== undefined) return
-    if (data.length === 0) this.#eof = "waiting"
-    else this.#inbox.push(data)
+    if (data.length === 0) {
+      this.#eof = "waiting"
+      this.owner.changed(this, false)
+    } else {
+      this.#inbox.push(data)
+    }
     this.#fed += data.length
   }
 
@@ -347,11 +463,18 @@ export class Session implements Holder {
       IoMessage.writeHeader(out, at, this.stdio, 0)
       at += headerSize
       this.#eof = "sent"
+      this.owner.changed(this, false)
     }
     if (at === 0) return undefined
     inbox.settle()
     this.#changed.notify()
     return out.subarray(0, at)
+  }
+
+  /** Takes back a message of stdin that has not left: the last of those that were taken and not taken back. */
+  untake(data: Uint8Array): void {
+    if (data.length > 0) this.#inbox.unshift([data])
+    else if (this.#eof === "sent") this.#eof = "waiting"
   }
 
   /** Whether stdin waits for nothing but a new window. */
@@ -406,6 +529,10 @@ export class Session implements Holder {
     if (backlog === this.#outbox && this.status !== undefined) this.#outbox.push(ProcessOutput.exitFrame(this.status))
   }
 
+  kept(): void {
+    this.owner.changed(this, true)
+  }
+
   fields(backlog: Backlog): Readonly<Record<string, unknown>> {
     const stream = backlog === this.#inbox ? "stdin" : "output"
     return { vm: this.owner.id, container: this.#process?.container, stream }
@@ -419,9 +546,19 @@ export class Session implements Holder {
     this.#open = undefined
   }
 
+  /** What the kernel did not take, the shim cannot have read; the next one begins with a whole frame. */
+  #takeBack(taken: number) {
+    this.#trim(taken)
+    const [torn, ...rest] = this.#handed
+    this.#handed = []
+    if (torn === undefined) return
+    const left = Math.min(torn.end - taken, torn.chunk.length)
+    const whole = Frame.wholeEnd(torn.chunk.subarray(0, torn.chunk.length - left))
+    this.#outbox.unshift([torn.chunk.subarray(whole), ...rest.map(({ chunk }) => chunk)])
+  }
+
   /** Forgets the chunks that the kernel has taken to their ends. */
-  #trim(wire: Wire) {
-    const taken = takenOf(wire)
+  #trim(taken: number) {
     let count = 0
     while (count < this.#handed.length && this.#handed[count]!.end <= taken) count++
     if (count > 0) this.#handed.splice(0, count)
@@ -431,7 +568,12 @@ export class Session implements Holder {
   #send(shim: Shim) {
     const { wire } = shim
     while (this.#outbox.ready > 0 && wire.pending() <= wireSize) {
-      this.#hand(wire, this.#outbox.take(sliceSize))
+      const chunks = this.#outbox.take(sliceSize)
+      if (this.#statusDue && this.#outbox.size === 0) {
+        this.#statusDue = false
+        if (!Frame.endsWithNotification(chunks.at(-1)!)) this.#outbox.push(ProcessOutput.exitFrame(this.status!))
+      }
+      this.#hand(wire, chunks)
     }
     if (this.#draining || (this.#outbox.ready === 0 && this.#handed.length === 0)) return
     this.#draining = true
@@ -447,13 +589,13 @@ export class Session implements Holder {
     let end = wire.offered()
     wire.offer(chunks)
     if (wire.pending() > 0) for (const chunk of chunks) this.#handed.push({ chunk, end: (end += chunk.length) })
-    this.#trim(wire)
+    this.#trim(takenOf(wire))
   }
 
   #drained(shim: Shim) {
     if (this.#shim !== shim) return
     this.#draining = false
-    this.#trim(shim.wire)
+    this.#trim(takenOf(shim.wire))
     this.flush()
     this.#changed.notify()
   }
@@ -461,6 +603,7 @@ export class Session implements Holder {
   /** The process has ended: its shim may be stuck in writing stdin, and would never read the status. */
   #exited(status: number) {
     this.#inbox.clear()
+    this.owner.changed(this, false)
     this.#changed.notify()
     this.owner.exited(this, status)
     this.#orphaned()

@@ -28,10 +28,12 @@ export class SpoolFiles extends Context.Service<
   SpoolFiles,
   {
     /**
-     * Makes ready, and removes what earlier daemons left: not before the daemon's socket is its own, as the files may be of
-     * one that serves it. Never fails: what is wrong is logged.
+     * Makes ready, and removes what earlier daemons left, but the files named, whose sizes it tells: not before the daemon's
+     * socket is its own, as the files may be of one that serves it. Never fails: what is wrong is logged.
      */
-    readonly open: Effect.Effect<void>
+    readonly open: (keep: ReadonlySet<string>) => Effect.Effect<ReadonlyMap<string, number>>
+    /** From now on files outlive this daemon: the next one's state names them. */
+    readonly leave: () => void
     /** Writes all of `chunks` at byte `at` of a file, which is made where `at` is 0; or fails, and leaves what was before `at`. */
     readonly write: (name: string, at: number, chunks: ReadonlyArray<Uint8Array>) => Effect.Effect<void, SpoolError>
     /** Reads `size` bytes from byte `at`, in a buffer of their own; fewer where the file ends before. */

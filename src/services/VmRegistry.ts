@@ -11,11 +11,16 @@ import * as References from "effect/References"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import type { RegisterVM } from "../domain/ClientCommand.ts"
+import type * as DaemonState from "../domain/DaemonState.ts"
 import { Condition } from "./Condition.ts"
-import { Deadlines } from "./Deadlines.ts"
+import type { Carried } from "./CtlChannel.ts"
+import { Deadlines, elapsedMillis } from "./Deadlines.ts"
 import type { ConnectFailed } from "./Hyperstart.ts"
 import { Settings } from "./Settings.ts"
+import { States } from "./States.ts"
+import type { Ticket } from "./Ticket.ts"
 import * as Vm from "./Vm.ts"
+import type { CarriedWire } from "./Wire.ts"
 
 /** No VM has this id. */
 export class UnknownContainer extends Schema.TaggedError<UnknownContainer>()("UnknownContainer", {
@@ -79,12 +84,28 @@ export interface Attached {
   readonly tokens: ReadonlyArray<string>
 }
 
+export interface CarriedVms {
+  readonly registry: DaemonState.Registry
+  readonly vms: ReadonlyArray<Vm.Vm>
+  readonly tickets: ReadonlySet<Ticket>
+}
+
+/** The VMs of an earlier daemon. */
+export interface EarlierVms {
+  readonly vms: ReadonlyArray<Vm.Earlier>
+  /** What else it knew, where it has handed over. */
+  readonly registry?: DaemonState.Registry
+  /** The connections of VMs whose agents had not said READY, by id. */
+  readonly booting: ReadonlyMap<string, Carried>
+}
+
 export class VmRegistry extends Context.Service<
   VmRegistry,
   {
     /** Connects to a VM; nobody else sees it before its agent is ready. A failure, or an interruption, frees the id. */
     readonly register: (
-      command: RegisterVM
+      command: RegisterVM,
+      ticket: Ticket
     ) => Effect.Effect<Attached, AlreadyRegistered | BadTokenCount | ConnectFailed | TooManySessions | TooManyVms>
     readonly attach: (
       id: string,
@@ -94,6 +115,17 @@ export class VmRegistry extends Context.Service<
     readonly unregister: (id: string) => Effect.Effect<void, UnknownContainer>
     /** Completes when a VM has been registered and has come to its end: pod mode's only one. */
     readonly podEnded: Effect.Effect<void>
+    /**
+     * What a daemon needs that takes this one's place: everything but the connections of clients. `tickets` are those of
+     * commands whose replies agents owe. Changes nothing.
+     */
+    readonly carry: (blobs: DaemonState.Blobs, wire: (carried: CarriedWire) => DaemonState.Wire) => CarriedVms
+    /** Takes over what an earlier daemon had. Nothing is read before `begin`. */
+    readonly resume: (earlier: EarlierVms) => Effect.Effect<ReadonlyArray<Vm.Vm>>
+    /** The clients of an earlier daemon are there again: its VMs go on. */
+    readonly begin: Effect.Effect<void>
+    /** Every VM that lives, clients see it or not. */
+    readonly all: () => ReadonlyArray<Vm.Vm>
   }
 >()("cc-proxy/services/VmRegistry") {
   static readonly make = Effect.gen(function* () {
@@ -102,11 +134,17 @@ export class VmRegistry extends Context.Service<
     const scope = yield* Effect.scope
     const makeVm = yield* Vm.make
     const deadlines = yield* Deadlines
+    const states = yield* States
     const run = yield* FiberSet.makeRuntime()
     const changed = new Condition()
     const lostIdMillis = Duration.toMillis(settings.lostIdTimeout)
 
     const vms = new Map<string, Vm.Vm | "registering">()
+    /** All that live, with what is still to be done for those of an earlier daemon. */
+    const living = new Set<Vm.Vm>()
+    const connecting = new Map<string, Vm.Vm>() // whose agents have not said READY
+    const earlierBooting = new Map<string, Carried>()
+    let beginnings: Array<() => void> = []
     /** Ids lost before they were unregistered, oldest first, with the time to forget them at. */
     const lostIds = new Map<string, { vm: Vm.Vm | undefined; readonly until: number }>()
     let alive = 0 // registered, being registered, and those that nobody sees any more
@@ -140,6 +178,7 @@ export class VmRegistry extends Context.Service<
     const ends = (vm: Vm.Vm) => {
       const remembered = lostIds.get(vm.id)
       if (remembered?.vm === vm) remembered.vm = undefined // the id is kept, not the VM
+      living.delete(vm)
       alive--
       ended++
       changed.notify()
@@ -165,7 +204,7 @@ export class VmRegistry extends Context.Service<
       )
     }
 
-    const register = Effect.fnUntraced(function* (command: RegisterVM) {
+    const register = Effect.fnUntraced(function* (command: RegisterVM, ticket: Ticket) {
       const id = command.containerId
       const count = command.numIOStreams ?? 0
       yield* checkCount(count)
@@ -175,26 +214,30 @@ export class VmRegistry extends Context.Service<
       alive++
       vms.set(id, "registering")
       const vmScope = yield* Scope.fork(scope)
-      const vm = yield* makeVm(id, {
-        ctl: command.ctlSerial,
-        io: command.ioSerial,
-        console: command.console ?? undefined
-      }).pipe(
-        Scope.provide(vmScope),
-        // its records are its own, whoever registered it
-        Effect.provideService(References.CurrentLogAnnotations, { vm: id }),
-        Effect.onExit((exit) =>
-          Exit.isSuccess(exit)
-            ? Effect.void
-            : Effect.sync(() => vms.delete(id)).pipe(
-                Effect.andThen(Scope.close(vmScope, exit)),
-                Effect.ensuring(Effect.sync(() => alive--))
-              )
+      const sockets = { ctl: command.ctlSerial, io: command.ioSerial, console: command.console ?? undefined }
+      const booting = { wires: earlierBooting.get(id), ticket }
+      earlierBooting.delete(id)
+      const vm = yield* makeVm
+        .connect(id, sockets, booting, (made) => void connecting.set(id, made))
+        .pipe(
+          Scope.provide(vmScope),
+          // its records are its own, whoever registered it
+          Effect.provideService(References.CurrentLogAnnotations, { vm: id }),
+          Effect.onExit((exit) => {
+            connecting.delete(id)
+            return Exit.isSuccess(exit)
+              ? Effect.void
+              : Effect.sync(() => vms.delete(id)).pipe(
+                  Effect.andThen(Scope.close(vmScope, exit)),
+                  Effect.ensuring(Effect.sync(() => alive--))
+                )
+          })
         )
-      )
       vms.set(id, vm)
       lostIds.delete(id)
       const tokens = vm.allocate(count)
+      vm.save()
+      living.add(vm)
       run(live(vm, vmScope))
       return { vm, tokens }
     })
@@ -203,8 +246,12 @@ export class VmRegistry extends Context.Service<
       yield* checkCount(count)
       const vm = vms.get(id)
       if (vm === undefined || vm === "registering") return yield* new UnknownContainer({ id })
+      const { restored } = vm
+      if (restored !== undefined) yield* restored
       yield* checkTotal(vm.sessions() + count)
-      return { vm, tokens: vm.allocate(count) }
+      const tokens = vm.allocate(count)
+      if (count > 0) vm.save()
+      return { vm, tokens }
     })
 
     const unregister = Effect.fnUntraced(function* (id: string) {
@@ -225,7 +272,80 @@ export class VmRegistry extends Context.Service<
       yield* Effect.yieldNow // the answer to UnregisterVM leaves before the daemon does
     })
 
-    return VmRegistry.of({ register, attach, unregister, podEnded })
+    const carry = (blobs: DaemonState.Blobs, wire: (carried: CarriedWire) => DaemonState.Wire): CarriedVms => {
+      const now = elapsedMillis(clock)
+      const wall = clock.currentTimeMillisUnsafe()
+      const all = Array.from(living)
+      const tickets = new Set<Ticket>()
+      const carried = all.map((vm) => {
+        const { ticket, vm: rest } = vm.carry(blobs, wire, now)
+        if (ticket !== undefined) tickets.add(ticket)
+        return { ...rest, record: states.recordOf(vm) }
+      })
+      const booting = Array.from(connecting).flatMap(([id, vm]) => {
+        const wires = vm.carryBooting()
+        return wires === undefined ? [] : [{ id, ctl: wire(wires.ctl), io: wire(wires.io) }]
+      })
+      const remembered = Array.from(lostIds, ([id, { until, vm }]) => ({
+        id,
+        millis: Math.max(until - wall, 0),
+        vm: vm !== undefined && living.has(vm) ? all.indexOf(vm) : undefined
+      }))
+      return { registry: { vms: carried, booting, lostIds: remembered, ended, unregistered }, vms: all, tickets }
+    }
+
+    const resumeVm = Effect.fnUntraced(function* (earlier: Vm.Earlier) {
+      const { record, rest } = earlier
+      const vmScope = yield* Scope.fork(scope)
+      const vm = yield* Scope.provide(makeVm.resume(earlier), vmScope)
+      alive++
+      living.add(vm)
+      if (record.registered && record.lost === undefined) vms.set(record.id, vm)
+      const connect = record.lost === undefined ? Scope.provide(makeVm.reconnect(vm, earlier), vmScope) : Effect.void
+      // what needs no dialling is done before clients are there again
+      const exact = rest?.live !== undefined && earlier.wires !== undefined
+      if (exact) yield* connect
+      beginnings.push(() => {
+        vm.resumed(rest)
+        run(Effect.andThen(exact ? Effect.void : connect, live(vm, vmScope)))
+      })
+      return vm
+    })
+
+    const resume = Effect.fnUntraced(function* ({ booting, registry, vms: earlier }: EarlierVms) {
+      for (const [id, wires] of booting) earlierBooting.set(id, wires)
+      const resumed: Array<Vm.Vm> = []
+      for (const each of earlier)
+        resumed.push(
+          yield* Effect.provideService(resumeVm(each), References.CurrentLogAnnotations, { vm: each.record.id })
+        )
+      if (registry === undefined) return resumed
+      ended = registry.ended
+      unregistered = registry.unregistered
+      for (const { id, millis, vm } of registry.lostIds)
+        lostIds.set(id, {
+          vm: vm === undefined ? undefined : resumed[vm],
+          until: clock.currentTimeMillisUnsafe() + millis
+        })
+      return resumed
+    })
+
+    const begin = Effect.sync(() => {
+      const begun = beginnings
+      beginnings = []
+      for (const each of begun) each()
+    })
+
+    return VmRegistry.of({
+      register,
+      attach,
+      unregister,
+      podEnded,
+      carry,
+      resume,
+      begin,
+      all: () => Array.from(living)
+    })
   })
 
   static readonly layer = Layer.effect(VmRegistry, VmRegistry.make)

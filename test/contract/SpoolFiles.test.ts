@@ -21,7 +21,7 @@ const inDirectory = Effect.gen(function* () {
   const services = yield* Layer.build(SpoolDirectory.layer({ parents: [parent], socketPath }))
   return yield* Effect.gen(function* () {
     const files = yield* SpoolFiles
-    yield* Effect.provide(files.open, Logger.layer([]))
+    yield* Effect.provide(files.open(new Set()), Logger.layer([]))
     const own = Path.join(parent, SpoolDirectory.nameOf(socketPath))
     return { files, names: () => Fs.readdirSync(own).filter((name) => name !== "pid") } satisfies Opened
   }).pipe(Effect.provideContext(services))

@@ -40,7 +40,7 @@ const times = { before: 200, measured: 300 }
 const looked = (child: DaemonProcess.Child) =>
   Effect.suspend(() => {
     const before = reports(child).length
-    child.kill("SIGUSR2")
+    child.kill("SIGWINCH")
     return Effect.map(
       until("a look at the heap", () => reports(child)[before]),
       (report) => report as Heap

@@ -16,9 +16,11 @@ import { Listener, type ListenError } from "../../src/services/Listener.ts"
 import * as Proxy from "../../src/services/Proxy.ts"
 import { Sessions } from "../../src/services/Sessions.ts"
 import { Spool } from "../../src/services/Spool.ts"
+import { States } from "../../src/services/States.ts"
 import { TokenSource } from "../../src/services/TokenSource.ts"
 import { VmRegistry } from "../../src/services/VmRegistry.ts"
 import { Dialer, type Wire, WireClosed } from "../../src/services/Wire.ts"
+import * as Host from "../support/Host.ts"
 import { MemorySpool } from "../support/MemorySpool.ts"
 
 const empty = new Uint8Array(0)
@@ -65,6 +67,16 @@ abstract class Peer implements Wire {
   pending() {
     return 0
   }
+
+  shutDown() {}
+
+  drainAndClose() {
+    return []
+  }
+
+  descriptor(): undefined {}
+
+  carry(): undefined {}
 
   /** Sends bytes to the proxy, which owns them from here on. */
   give(bytes: Uint8Array) {
@@ -225,21 +237,28 @@ export const ask = async (client: Client, frame: Uint8Array): Promise<void> => {
 }
 
 /** Serves clients, with the daemon's own settings and log level, until the process ends. */
-export const serve = Effect.scoped(Proxy.serve).pipe(
+export const serve = Effect.scoped(Effect.flatMap(Proxy.make, (proxy) => proxy.serve)).pipe(
   Effect.provide(
     VmRegistry.layer.pipe(
       Layer.provideMerge(Hyperstart.layer),
       Layer.provideMerge(Sessions.layer),
+      Layer.provideMerge(States.layer),
       Layer.provideMerge(Spool.layer),
       Layer.provideMerge(Deadlines.layer),
-      Layer.provide(MemorySpool.layer),
-      Layer.provide([Layer.succeed(Dialer, { dial }), Layer.succeed(TokenSource, { next: () => tokenOf(++tokens) })]),
+      Layer.provideMerge([MemorySpool.layer, Host.layer]),
+      Layer.provide([
+        Layer.succeed(Dialer, { dial, adopt: () => Effect.never }),
+        Layer.succeed(TokenSource, { next: () => tokenOf(++tokens) })
+      ]),
       Layer.provideMerge(
         Layer.succeed(Listener, {
           url: "unix:///run/proxy.sock",
           listen: Effect.succeed({
-            accept: Effect.map(arrivals.take, (client) => ({ crowded: undefined, connection: Effect.succeed(client) }))
-          })
+            accept: Effect.map(arrivals.take, (client) => ({ crowded: undefined, connection: Effect.succeed(client) })),
+            carry: () => ({ descriptor: -1, ending: [] })
+          }),
+          adopt: () => Effect.never,
+          finish: () => {}
         })
       )
     )

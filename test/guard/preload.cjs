@@ -1,5 +1,5 @@
 /**
- * Loaded before the daemon, with `-r`. Tells which modules it has loaded as it begins to listen; and at each SIGUSR2 the bytes of
+ * Loaded before the daemon, with `-r`. Tells which modules it has loaded as it begins to listen; and at each SIGWINCH the bytes of
  * heap in use: as they are, after collections of the young generation, and after full ones. Each is a line of JSON on stderr.
  */
 const { subscribe } = require("node:diagnostics_channel")
@@ -26,5 +26,5 @@ const look = async () => {
 
 subscribe("tracing:net.server.listen:asyncStart", () => {
   tell({ node: process.moduleLoadList, files: Object.keys(require.cache) })
-  process.on("SIGUSR2", () => void look())
+  process.on("SIGWINCH", () => void look())
 })

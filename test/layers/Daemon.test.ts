@@ -14,6 +14,19 @@ import { happened, until } from "../support/e2e/Wait.ts"
 import * as Records from "../support/Records.ts"
 import { directory, eventually, openSockets } from "../support/SocketPair.ts"
 
+/** A daemon that was started by nobody, and follows none. */
+const alone = (path: string): Omit<Daemon.Options, "settings" | "socketPath"> => ({
+  listening: { fd: undefined, owned: true },
+  pod: false,
+  spoolParents: [path],
+  state: { directory: Path.join(path, "state"), owned: true },
+  program: { program: process.execPath, args: [], environment: {} },
+  managed: false,
+  predecessor: undefined,
+  stored: [],
+  onSuccession: () => {}
+})
+
 /** A daemon in this process, with one agent in its directory. */
 const start = Effect.fnUntraced(function* (options: Partial<Daemon.Options> = {}, settings: Partial<Settings> = {}) {
   const path = yield* directory
@@ -24,9 +37,7 @@ const start = Effect.fnUntraced(function* (options: Partial<Daemon.Options> = {}
     Daemon.run({
       settings: { ...defaults, ...settings },
       socketPath,
-      fd: undefined,
-      pod: false,
-      spoolParents: [path],
+      ...alone(path),
       ...options
     }).pipe(Effect.provide(layer))
   )
@@ -145,9 +156,7 @@ describe("the daemon", () => {
       const second = Daemon.run({
         settings: defaults,
         socketPath: daemon.socketPath,
-        fd: undefined,
-        pod: false,
-        spoolParents: []
+        ...alone(Path.dirname(daemon.socketPath))
       })
       const error = yield* Effect.flip(second)
       assert.strictEqual(error.message, `another process serves ${daemon.socketPath}`)

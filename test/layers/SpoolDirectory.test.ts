@@ -13,7 +13,10 @@ import * as SpoolDirectory from "../../src/layers/SpoolDirectory.ts"
 import { SpoolFiles } from "../../src/services/Spool.ts"
 import { concat, pattern, toText, utf8 } from "../support/Bytes.ts"
 import * as Records from "../support/Records.ts"
-import { directory } from "../support/SocketPair.ts"
+import { directory, eventually } from "../support/SocketPair.ts"
+
+/** Nothing that has to stay. */
+const none: ReadonlySet<string> = new Set()
 
 const quiet = Logger.layer([])
 const root = process.geteuid?.() === 0
@@ -63,7 +66,7 @@ describe("the directory", () => {
   live("and its files are for the daemon's user only", () =>
     Effect.gen(function* () {
       const { files, own, parent } = yield* make
-      yield* files.open
+      yield* files.open(none)
       yield* files.write("1", 0, [utf8("secret")])
       yield* files.write("1", 6, [utf8("secret")])
       assert.deepStrictEqual(Fs.readdirSync(own).toSorted(), ["1", "pid"])
@@ -81,7 +84,7 @@ describe("the directory", () => {
       Fs.mkdirSync(parent)
       Fs.mkdirSync(own, { mode: 0o777 })
       Fs.chmodSync(own, 0o777)
-      yield* files.open
+      yield* files.open(none)
       assert.strictEqual(mode(own), "700")
     })
   )
@@ -102,11 +105,24 @@ describe("the directory", () => {
       const neighbour = leave(parent, "%2Fneighbour.sock", { "1": "theirs" })
       const scope = yield* Scope.make()
       const files = yield* Scope.provide(filesOf([parent], "/own.sock"), scope)
-      yield* files.open
+      yield* files.open(none)
       yield* files.write("1", 0, [utf8("a")])
       yield* Scope.close(scope, Exit.void)
       assert.deepStrictEqual(Fs.readdirSync(parent), [Path.basename(neighbour)])
       assert.deepStrictEqual(Fs.readdirSync(neighbour), ["1"])
+    })
+  )
+
+  live("stays where it is left to the next daemon", () =>
+    Effect.gen(function* () {
+      const parent = yield* directory
+      const scope = yield* Scope.make()
+      const files = yield* Scope.provide(filesOf([parent], "/own.sock"), scope)
+      yield* files.open(none)
+      yield* files.write("1", 0, [utf8("waits")])
+      files.leave()
+      yield* Scope.close(scope, Exit.void)
+      assert.strictEqual(Fs.readFileSync(Path.join(parent, "%2Fown.sock", "1"), "utf8"), "waits")
     })
   )
 
@@ -124,7 +140,7 @@ describe("the directory", () => {
       const parent = yield* directory
       const scope = yield* Scope.make()
       const files = yield* Scope.provide(filesOf([parent], "/own.sock"), scope)
-      yield* files.open
+      yield* files.open(none)
       const own = leave(parent, SpoolDirectory.nameOf("/own.sock"), { pid: "1", "1": "its files" })
       yield* Scope.close(scope, Exit.void)
       assert.deepStrictEqual(Fs.readdirSync(own).toSorted(), ["1", "pid"])
@@ -135,7 +151,7 @@ describe("the directory", () => {
     logged((records) =>
       Effect.gen(function* () {
         const { files, own, parent } = yield* make
-        yield* files.open
+        yield* files.open(none)
         yield* files.write("1", 0, [utf8("lost")])
         Fs.rmSync(parent, { recursive: true })
         assert.isFalse((yield* Effect.flip(files.write("1", 4, [utf8("more")]))).passing)
@@ -153,7 +169,7 @@ describe("the directory", () => {
   live("takes no descriptor while nothing is done", () =>
     Effect.gen(function* () {
       const { files } = yield* make
-      yield* files.open
+      yield* files.open(none)
       const open = () => Fs.readdirSync("/proc/self/fd").length
       const before = open()
       for (let n = 0; n < 20; n++) yield* files.write(String(n), 0, [pattern(1000, n)])
@@ -194,7 +210,7 @@ describe("a parent that cannot be used", () => {
           const name = SpoolDirectory.nameOf("/own.sock")
           spoil(first, Path.join(first, name))
           const files = yield* filesOf([first, second], "/own.sock")
-          yield* files.open
+          yield* files.open(none)
           yield* files.write("1", 0, [utf8("a")])
           assert.deepStrictEqual(Fs.readdirSync(Path.join(second, name)).toSorted(), ["1", "pid"])
           assert.deepStrictEqual(records[0]?.fields, { path: Path.join(second, name) })
@@ -210,7 +226,7 @@ describe("a parent that cannot be used", () => {
       const name = SpoolDirectory.nameOf("/own.sock")
       Fs.chownSync(leave(first, name, {}), 65_534, 65_534)
       const files = yield* filesOf([first, second], "/own.sock")
-      yield* files.open
+      yield* files.open(none)
       yield* files.write("1", 0, [utf8("a")])
       assert.deepStrictEqual(Fs.readdirSync(Path.join(second, name)).toSorted(), ["1", "pid"])
     }).pipe(Effect.provide(quiet))
@@ -222,7 +238,7 @@ describe("a parent that cannot be used", () => {
         const parent = Path.join(yield* directory, "spool")
         Fs.writeFileSync(parent, "")
         const files = yield* filesOf([parent], "/own.sock")
-        yield* files.open
+        yield* files.open(none)
         assert.deepStrictEqual(
           records.map(({ level, msg }) => [level, msg]),
           [["Warn", "the spool cannot be used"]]
@@ -248,9 +264,10 @@ describe("what earlier daemons left", () => {
       for (const parent of parents) leave(parent, name, { pid: String(process.pid), "1-1": "a", "1-2": "b" })
       Fs.mkdirSync(Path.join(parents[0]!, name, "directory"))
       const files = yield* filesOf(parents, "/own.sock")
-      yield* files.open
+      yield* files.open(none)
+      // the second parent's is the last
+      yield* eventually(() => Fs.readdirSync(parents[1]!).length === 0)
       assert.deepStrictEqual(Fs.readdirSync(Path.join(parents[0]!, name)), ["pid"])
-      assert.deepStrictEqual(Fs.readdirSync(parents[1]!), [])
     })
   )
 
@@ -265,7 +282,8 @@ describe("what earlier daemons left", () => {
       leave(parent, "%2Fnowhere%2Funtold.sock", { "1": "a" })
       leave(parent, there, { pid: nobody, "1": "a" })
       const files = yield* filesOf([parent], "/own.sock")
-      yield* files.open
+      yield* files.open(none)
+      yield* eventually(() => !Fs.existsSync(Path.join(parent, "%2Fnowhere%2Fdead.sock")))
       assert.deepStrictEqual(
         Fs.readdirSync(parent).toSorted(),
         ["%2Fnowhere%2Fliving.sock", "%2Fnowhere%2Funtold.sock", "%2Fown.sock", there].toSorted()
@@ -280,8 +298,10 @@ describe("what earlier daemons left", () => {
       // pid files of other programs end in a line feed
       const others = { nginx: { pid: `${process.pid}\n`, "1": "a" }, backup: { pid: nobody, "1": "a" } }
       for (const [name, files] of Object.entries(others)) leave(parent, name, files)
+      leave(parent, "%2Fnowhere%2Fdead.sock", { pid: nobody, "1": "a" })
       const files = yield* filesOf([parent], "/own.sock")
-      yield* files.open
+      yield* files.open(none)
+      yield* eventually(() => !Fs.existsSync(Path.join(parent, "%2Fnowhere%2Fdead.sock")))
       assert.deepStrictEqual(Fs.readdirSync(parent).toSorted(), ["%2Fown.sock", "backup", "nginx"])
     })
   )
@@ -291,8 +311,10 @@ describe("what earlier daemons left", () => {
       const [parent, elsewhere] = [yield* directory, yield* directory]
       leave(elsewhere, "other", { pid: nobody, "1": "a" })
       Fs.symlinkSync(Path.join(elsewhere, "other"), Path.join(parent, "%2Fnowhere%2Flink.sock"))
+      leave(parent, "%2Fnowhere%2Fdead.sock", { pid: nobody, "1": "a" })
       const files = yield* filesOf([parent], "/own.sock")
-      yield* files.open
+      yield* files.open(none)
+      yield* eventually(() => !Fs.existsSync(Path.join(parent, "%2Fnowhere%2Fdead.sock")))
       assert.deepStrictEqual(Fs.readdirSync(Path.join(elsewhere, "other")).toSorted(), ["1", "pid"])
     })
   )
@@ -303,9 +325,10 @@ describe("what earlier daemons left", () => {
       const files = yield* filesOf([parent], "/own.sock")
       const old = Object.fromEntries(Array.from({ length: 100 }, (_, n) => [`1-${n}`, "a"]))
       const own = leave(parent, "%2Fown.sock", { ...old, pid: nobody })
-      const opening = yield* Effect.forkChild(files.open, { startImmediately: true })
+      const opening = yield* Effect.forkChild(files.open(none), { startImmediately: true })
       yield* files.write("2-1", 0, [utf8("mine")])
       yield* Fiber.join(opening)
+      yield* eventually(() => Fs.readdirSync(own).length <= 2)
       assert.deepStrictEqual(Fs.readdirSync(own).toSorted(), ["2-1", "pid"])
       assert.strictEqual(Fs.readFileSync(Path.join(own, "pid"), "utf8"), String(process.pid))
     })
@@ -317,10 +340,45 @@ describe("what earlier daemons left", () => {
       const files = yield* filesOf([first, second], "/own.sock")
       const old = Object.fromEntries(Array.from({ length: 100 }, (_, n) => [`1-${n}`, "a"]))
       Fs.mkdirSync(Path.join(leave(first, "%2Fown.sock", old), "pid")) // which is of no use
-      const opening = yield* Effect.forkChild(files.open, { startImmediately: true })
+      const opening = yield* Effect.forkChild(files.open(none), { startImmediately: true })
       yield* files.write("2-1", 0, [utf8("mine")])
       yield* Fiber.join(opening)
+      yield* eventually(() => !Fs.existsSync(Path.join(first, "%2Fown.sock")))
       assert.strictEqual(toText(yield* files.read("2-1", 0, 4)), "mine")
+    })
+  )
+
+  live("stays where it is still wanted, and may be read and gone on with", () =>
+    Effect.gen(function* () {
+      const parent = yield* directory
+      const own = leave(parent, "%2Fown.sock", { pid: nobody, "1-1": "unwanted", "1-2": "wanted", "1-3": "too" })
+      const files = yield* filesOf([parent], "/own.sock")
+      const sizes = yield* files.open(new Set(["1-2", "1-3", "1-4"]))
+      assert.deepStrictEqual(
+        sizes,
+        new Map([
+          ["1-2", 6],
+          ["1-3", 3]
+        ])
+      )
+      yield* eventually(() => !Fs.existsSync(Path.join(own, "1-1")))
+      assert.strictEqual(toText(yield* files.read("1-2", 0, 9)), "wanted")
+      yield* files.write("1-2", 6, [utf8(" more")])
+      assert.strictEqual(toText(yield* files.read("1-2", 0, 99)), "wanted more")
+      yield* files.remove("1-3")
+      assert.deepStrictEqual(Fs.readdirSync(own).toSorted(), ["1-2", "pid"])
+    })
+  )
+
+  live("that is still wanted goes with this daemon all the same, where it is left to no other", () =>
+    Effect.gen(function* () {
+      const parent = yield* directory
+      leave(parent, "%2Fown.sock", { "1-2": "wanted" })
+      const scope = yield* Scope.make()
+      const files = yield* Scope.provide(filesOf([parent], "/own.sock"), scope)
+      yield* files.open(new Set(["1-2"]))
+      yield* Scope.close(scope, Exit.void)
+      assert.deepStrictEqual(Fs.readdirSync(parent), [])
     })
   )
 })
@@ -329,7 +387,7 @@ describe("a file", () => {
   live("that is a link is neither written nor read", () =>
     Effect.gen(function* () {
       const { files, own } = yield* make
-      yield* files.open
+      yield* files.open(none)
       const target = Path.join(yield* directory, "target")
       Fs.writeFileSync(target, "theirs")
       Fs.symlinkSync(target, Path.join(own, "1"))
@@ -358,7 +416,7 @@ describe("a file", () => {
     logged((records) =>
       Effect.gen(function* () {
         const { files, parent } = yield* make
-        yield* files.open
+        yield* files.open(none)
         yield* files.remove("x".repeat(300))
         assert.deepStrictEqual(
           records.slice(1).map(({ level, msg }) => [level, msg]),
@@ -396,7 +454,7 @@ describe.skipIf(!mountable())("a disk that is full", () => {
   live("fails for a while, and leaves what was there as it was", () =>
     Effect.gen(function* () {
       const files = yield* filesOf([yield* small], "/own.sock")
-      yield* files.open
+      yield* files.open(none)
       yield* files.write("1", 0, [pattern(fill)])
       for (let n = 0; n < 2; n++) {
         // the first of the chunks fits
@@ -420,7 +478,7 @@ describe.skipIf(!mountable())("a disk that is full", () => {
       const parent = yield* small
       const pid = Path.join(parent, "%2Fown.sock", "pid")
       const files = yield* filesOf([parent], "/own.sock")
-      yield* files.open
+      yield* files.open(none)
       yield* files.write("1", 0, [pattern(fill)])
       Fs.writeFileSync(pid, "1")
       yield* Effect.flip(files.write("2", 0, [pattern(fill)]))

@@ -18,10 +18,13 @@ import { Listener } from "../../src/services/Listener.ts"
 import { Sessions } from "../../src/services/Sessions.ts"
 import { defaults, Settings } from "../../src/services/Settings.ts"
 import { Spool } from "../../src/services/Spool.ts"
+import { States } from "../../src/services/States.ts"
 import { TokenSource } from "../../src/services/TokenSource.ts"
 import { VmRegistry } from "../../src/services/VmRegistry.ts"
 import { Dialer, WireClosed } from "../../src/services/Wire.ts"
+import * as Host from "../support/Host.ts"
 import { MemorySpool } from "../support/MemorySpool.ts"
+import { closedDoor } from "../support/TestProxy.ts"
 import type { Link } from "./Link.ts"
 import type { Rules } from "./Model.ts"
 import { StepClock, StepScheduler } from "./Stepping.ts"
@@ -47,7 +50,7 @@ export class Daemon {
   readonly #context: Context.Context<never>
   readonly #scope = Scope.makeUnsafe()
   readonly #sessions: Sessions["Service"]
-  readonly #serve: (wire: Link) => Effect.Effect<void>
+  readonly #serve: Client.Clients["serve"]
   #fibers = 0
   readonly #idleFibers: number
 
@@ -77,7 +80,7 @@ export class Daemon {
     this.#serve = this.#settled(
       this.#context,
       Effect.provide(Client.make, Context.add(services, Scope.Scope, this.#scope))
-    )
+    ).serve
     this.#sessions = Context.get(services, Sessions)
     this.spool = Context.get(services, MemorySpool)
     this.#idleFibers = this.#fibers
@@ -101,12 +104,13 @@ export class Daemon {
     return VmRegistry.layer.pipe(
       Layer.provideMerge(Hyperstart.layer),
       Layer.provideMerge(Sessions.layer),
+      Layer.provideMerge(States.layer),
       Layer.provideMerge(Spool.layer),
       Layer.provideMerge(Deadlines.layer),
       Layer.provideMerge(MemorySpool.layer),
-      Layer.provideMerge(Layer.succeed(Dialer, Dialer.of({ dial }))),
+      Layer.provideMerge(Layer.succeed(Dialer, Dialer.of({ dial, adopt: () => Effect.never }))),
       Layer.provideMerge(Layer.succeed(TokenSource, { next: () => token(++count) })),
-      Layer.provideMerge(Layer.succeed(Listener, { url, listen: Effect.never })),
+      Layer.provideMerge([Host.layer, Layer.succeed(Listener, { ...closedDoor, url })]),
       Layer.provideMerge(Layer.succeed(Settings, this.settings)),
       Layer.provideMerge(Layer.merge(Logger.layer([logger]), Layer.succeed(References.MinimumLogLevel, "All")))
     )
@@ -124,7 +128,12 @@ export class Daemon {
   /** Serves a client. */
   connect(link: Link): void {
     const owned = Effect.acquireRelease(Effect.succeed(link), () => Effect.sync(() => link.close()))
-    Effect.runForkWith(this.#context)(owned.pipe(Effect.flatMap(this.#serve), Effect.scoped))
+    Effect.runForkWith(this.#context)(
+      owned.pipe(
+        Effect.flatMap((wire) => this.#serve(wire)),
+        Effect.scoped
+      )
+    )
     this.settle()
   }
 

@@ -78,6 +78,16 @@ export class Link implements Wire {
 
   readonly closed = Effect.suspend(() => this.#until(() => this.#end !== undefined))
 
+  shutDown(): void {}
+
+  drainAndClose(): ReadonlyArray<Uint8Array> {
+    return []
+  }
+
+  descriptor(): undefined {}
+
+  carry(): undefined {}
+
   /** The proxy is done with it. */
   close(): void {
     this.released = true

@@ -1,11 +1,12 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Metric from "effect/Metric"
 import * as Schema from "effect/Schema"
 import * as TestClock from "effect/testing/TestClock"
 import * as Frame from "../../src/domain/Frame.ts"
-import { Backlog, type Keeping } from "../../src/services/Backlog.ts"
+import { Backlog, type Carried, type Keeping } from "../../src/services/Backlog.ts"
 import { Condition } from "../../src/services/Condition.ts"
 import * as Counters from "../../src/services/Counters.ts"
 import { Deadlines } from "../../src/services/Deadlines.ts"
@@ -56,6 +57,7 @@ const make = Effect.fnUntraced(function* (
   let pushed = 0
   let moves = 0
   let cuts = 0
+  let onKept = () => {}
   const backlog = new Backlog(
     { memory, whole, spool },
     {
@@ -65,6 +67,7 @@ const make = Effect.fnUntraced(function* (
         changed.notify()
       },
       cut: () => void cuts++,
+      kept: () => onKept(),
       fields: () => ({ vm: "pod" })
     }
   )
@@ -119,6 +122,10 @@ const make = Effect.fnUntraced(function* (
     moves: () => moves,
     cuts: () => cuts,
     waiting: () => waiting,
+    /** All that should come, oldest first. */
+    expected: () => concat(queue),
+    /** Calls `then` whenever the files have changed. */
+    whenKept: (then: () => void) => void (onKept = then),
     chunk: (size: number) => (whole === anywhere ? pattern(size, ++pushed) : frame(size, ++pushed)),
     push,
     take,
@@ -894,7 +901,12 @@ describe("a backlog that is cleared", () => {
       const disk = yield* MemorySpool
       const backlog: Backlog = new Backlog(
         { memory: 1000, whole: anywhere, spool },
-        { moved: () => backlog.clear(), cut: () => assert.fail("nothing is lost"), fields: () => ({}) }
+        {
+          moved: () => backlog.clear(),
+          cut: () => assert.fail("nothing is lost"),
+          kept: () => {},
+          fields: () => ({})
+        }
       )
       backlog.push(pattern(1001))
       backlog.settle()
@@ -1027,5 +1039,186 @@ describe("whatever happens to the disk and however the bytes come", () => {
 
   it.effect.prop("frames are taken in their order, whole, in bounded memory, and nothing is left", [Steps], ([steps]) =>
     follow(steps, Frame.wholeEnd)
+  )
+})
+
+/** The next daemon's backlog, over the same files; all that it gives out. */
+const goOn = Effect.fnUntraced(function* (
+  carried: Carried,
+  { memory = 1000, whole = anywhere }: { readonly memory?: number; readonly whole?: Keeping["whole"] } = {}
+) {
+  const spool = yield* Spool
+  const changed = new Condition()
+  const backlog = new Backlog(
+    { memory, whole, spool },
+    { moved: () => changed.notify(), cut: () => assert.fail("nothing is lost"), kept: () => {}, fields: () => ({}) }
+  )
+  backlog.resume(carried)
+  backlog.settle()
+  const size = backlog.size
+  const parts: Array<Uint8Array> = []
+  const all = Effect.gen(function* () {
+    while (backlog.size > 0) {
+      yield* changed.until(() => backlog.ready > 0 || backlog.size === 0)
+      for (const chunk of backlog.take(500)) {
+        if (whole !== anywhere) assert.strictEqual(whole(chunk), chunk.length, "a torn frame")
+        parts.push(chunk)
+      }
+      backlog.settle()
+    }
+    return concat(parts)
+  })
+  return { all, backlog, parts, size }
+})
+
+const carriedFrom = (backlog: Backlog): Carried => {
+  const { head, tail } = backlog.carry()
+  return { head: concat(head), segments: backlog.segments(), tail: concat(tail) }
+}
+
+const equal = (actual: Uint8Array, expected: Uint8Array): void => {
+  assert.strictEqual(actual.length, expected.length)
+  assert.isTrue(Buffer.from(actual).equals(expected), "other bytes")
+}
+
+describe("what the next daemon goes on with", () => {
+  it.effect("is all that waits, in its order: in memory, in files, and on its way to one", () =>
+    Effect.gen(function* () {
+      const { backlog, chunk, expected, push, take } = yield* make(1000)
+      for (let n = 0; n < 30; n++) {
+        push(chunk(170 + n))
+        const carried = carriedFrom(backlog)
+        assert.deepStrictEqual(carriedFrom(backlog), carried, "asking changes nothing")
+      }
+      take(900) // some comes back: a file has been read in part
+      yield* Effect.yieldNow
+      push(chunk(100)) // too little to be written
+      assert.isTrue(backlog.segments().some(({ read }) => read > 0))
+      assert.isAbove(backlog.carry().tail.length, 0)
+      const next = yield* goOn(carriedFrom(backlog))
+      assert.strictEqual(next.size, backlog.size)
+      equal(yield* next.all, expected())
+    }).pipe(spooled())
+  )
+
+  it.effect("has what is just being written, and what is just being read", () =>
+    Effect.gen(function* () {
+      for (const under of ["write", "read"]) {
+        const { backlog, chunk, disk, expected, push, take } = yield* make(1000)
+        push(chunk(1001))
+        if (under === "read") push(chunk(2000), chunk(300))
+        disk.hold()
+        if (under === "read") take(900)
+        else push(chunk(2000), chunk(300))
+        yield* Effect.yieldNow
+        const carried = carriedFrom(backlog)
+        const waits = expected()
+        const next = yield* goOn(carried)
+        assert.strictEqual(next.size, waits.length, under)
+        disk.release()
+        equal(yield* next.all, waits)
+      }
+    }).pipe(spooled())
+  )
+
+  it.effect("comes in whole frames, none of which is larger than need be", () =>
+    Effect.gen(function* () {
+      const frames = [10, 70_000, 3, 200_000, 1000, 0, 65_000, 500].map((size, n) => frame(size, n))
+      const next = yield* goOn(
+        { head: concat(frames), segments: [], tail: new Uint8Array(0) },
+        { memory: 1024 * 1024, whole: Frame.wholeEnd }
+      )
+      equal(yield* next.all, concat(frames))
+      for (const part of next.parts) assert.isAtMost(part.length, 65_536 * 4)
+      assert.isAbove(next.parts.length, 3)
+    }).pipe(spooled())
+  )
+
+  it.effect("counts against the spool until it has been read, and no file stays", () =>
+    Effect.gen(function* () {
+      const { available } = yield* Spool
+      const { files } = yield* MemorySpool
+      files.set("0-1", pattern(3000))
+      const before = available()
+      const next = yield* goOn({
+        head: new Uint8Array(0),
+        segments: [{ name: "0-1", read: 1000, written: 2500 }],
+        tail: pattern(10, 5)
+      })
+      assert.isAtMost(available(), before)
+      equal(yield* next.all, concat([pattern(3000).subarray(1000, 2500), pattern(10, 5)]))
+      yield* nothingLeft
+    }).pipe(spooled())
+  )
+
+  it.effect("is known to have been read from a file before it is given out", () =>
+    Effect.gen(function* () {
+      const { backlog, chunk, push, take, until, waiting, whenKept } = yield* make(1000)
+      let recorded: Carried["segments"] = []
+      let records = 0
+      whenKept(() => {
+        records++
+        recorded = backlog.segments()
+      })
+      for (let n = 0; n < 30; n++) push(chunk(300))
+      const places = (segments: Carried["segments"]) => segments.map(({ name, read }) => [name, read])
+      while (waiting() > 0) {
+        yield* until(() => backlog.ready > 0)
+        assert.deepStrictEqual(places(recorded), places(backlog.segments()))
+        take(400)
+      }
+      assert.isAbove(records, 10)
+    }).pipe(spooled())
+  )
+})
+
+describe("what is parked", () => {
+  it.effect("is all on disk, in its order, and stays there", () =>
+    Effect.gen(function* () {
+      for (const rounds of [0, 1, 3, 30]) {
+        const { backlog, chunk, disk, expected, push, take } = yield* make(1000)
+        for (let n = 0; n < rounds; n++) push(chunk(170 + n))
+        if (rounds > 3) take(900)
+        yield* backlog.park
+        const segments = backlog.segments()
+        assert.strictEqual(
+          segments.reduce((sum, { read, written }) => sum + written - read, 0),
+          expected().length
+        )
+        for (const { name, written } of segments) assert.isAtLeast(disk.files.get(name)!.length, written)
+        assert.strictEqual(carriedFrom(backlog).head.length + carriedFrom(backlog).tail.length, 0)
+        const next = yield* goOn({ head: new Uint8Array(0), segments, tail: new Uint8Array(0) })
+        equal(yield* next.all, expected())
+      }
+    }).pipe(spooled())
+  )
+
+  it.effect("waits for what is just being written", () =>
+    Effect.gen(function* () {
+      const { backlog, chunk, disk, expected, push } = yield* make(1000)
+      push(chunk(1001))
+      disk.hold()
+      push(chunk(2000), chunk(300))
+      yield* Effect.yieldNow
+      const parking = yield* Effect.forkChild(backlog.park, { startImmediately: true })
+      assert.isUndefined(parking.pollUnsafe())
+      disk.release()
+      yield* Fiber.join(parking)
+      const next = yield* goOn({ head: new Uint8Array(0), segments: backlog.segments(), tail: new Uint8Array(0) })
+      equal(yield* next.all, expected())
+    }).pipe(spooled())
+  )
+
+  it.effect("fails where the disk does, and what was there already is still known", () =>
+    Effect.gen(function* () {
+      const { backlog, chunk, disk, push } = yield* make(1000)
+      push(chunk(1001))
+      push(chunk(700))
+      assert.isAbove(disk.written(), 0)
+      const before = backlog.segments()
+      disk.break("write", { passing: true })
+      assert.strictEqual((yield* Effect.flip(backlog.park))._tag, "SpoolError")
+      assert.deepStrictEqual(backlog.segments(), before)
+    }).pipe(spooled())
   )
 })

@@ -13,7 +13,8 @@ const follow = Effect.fnUntraced(function* (...chunks: ReadonlyArray<string | Ui
   const { layer, records } = Records.make()
   let hungUp = false
   const dialer = Dialer.of({
-    dial: () => Effect.acquireRelease(Effect.succeed(a), () => Effect.sync(() => void (hungUp = true)))
+    dial: () => Effect.acquireRelease(Effect.succeed(a), () => Effect.sync(() => void (hungUp = true))),
+    adopt: () => Effect.never
   })
   const following = yield* Effect.forkChild(Console.follow(dialer, "vm.console", 1000).pipe(Effect.provide(layer)), {
     startImmediately: true
@@ -93,7 +94,8 @@ describe("a VM's console", () => {
     Effect.gen(function* () {
       const { layer, records } = Records.make()
       const dialer = Dialer.of({
-        dial: (path) => Effect.fail(new WireClosed({ peer: path, cause: new Error("connect ENOENT") }))
+        dial: (path) => Effect.fail(new WireClosed({ peer: path, cause: new Error("connect ENOENT") })),
+        adopt: () => Effect.never
       })
       yield* Console.follow(dialer, "/run/vm.console", 1000).pipe(Effect.provide(layer))
       assert.deepStrictEqual(

@@ -4,10 +4,13 @@ import * as Fiber from "effect/Fiber"
 import * as FiberSet from "effect/FiberSet"
 import * as TestClock from "effect/testing/TestClock"
 import * as CtlMessage from "../../src/domain/CtlMessage.ts"
+import type * as DaemonState from "../../src/domain/DaemonState.ts"
 import * as CtlChannel from "../../src/services/CtlChannel.ts"
 import { Deadlines } from "../../src/services/Deadlines.ts"
 import { defaults, Settings } from "../../src/services/Settings.ts"
+import { Ticket } from "../../src/services/Ticket.ts"
 import * as MemoryWire from "../support/MemoryWire.ts"
+import * as Records from "../support/Records.ts"
 
 const { Code } = CtlMessage
 const none = new Uint8Array(0)
@@ -20,6 +23,7 @@ const open = Effect.gen(function* () {
   const written: Array<{ readonly code: number; readonly text: string }> = []
   const events: Array<{ readonly code: number; readonly text: string }> = []
   const channel = yield* CtlChannel.make(a, {
+    connecting: () => {},
     event: (code, payload) => {
       events.push({ code, text: text(payload) })
       return undefined
@@ -39,6 +43,40 @@ const open = Effect.gen(function* () {
   const ask = (command: keyof typeof Code, payload: Uint8Array = none) =>
     Effect.forkChild(channel.request({ command, code: Code[command], payload }), { startImmediately: true })
   return { channel, wire: b, written, events, say, ask }
+})
+
+/** A channel of which an earlier daemon knew this, with its agent's end. */
+const resumed = Effect.fnUntraced(function* (
+  channel: DaemonState.Channel | undefined,
+  { starting = false, torn = false }: { readonly starting?: boolean; readonly torn?: boolean } = {}
+) {
+  const { a, b } = MemoryWire.pair("vm.ctl", "proxy")
+  const written: Array<number> = []
+  const replies: Array<string> = []
+  const made = yield* CtlChannel.make(a, {
+    connecting: () => {},
+    event: () => undefined,
+    lost: () => {},
+    run: yield* FiberSet.makeRuntime()
+  }).pipe(Effect.provideService(Deadlines, yield* Deadlines.make))
+  made.resume({ agent: "c", channel, onReply: (reply) => void replies.push(reply), starting, torn })
+  yield* Effect.forkScoped(Effect.ignore(made.run), { startImmediately: true })
+  const parser = CtlMessage.makeParser()
+  yield* Effect.forkScoped(
+    Effect.gen(function* () {
+      for (;;) parser.push(yield* b.pull, (code) => written.push(code))
+    }).pipe(Effect.ignore),
+    { startImmediately: true }
+  )
+  return {
+    channel: made,
+    written,
+    replies,
+    raw: (chunk: Uint8Array) => b.offer([chunk]),
+    say: (code: number, payload: Uint8Array = none) => b.offer([CtlMessage.encode(code, payload)]),
+    ask: (command: keyof typeof Code) =>
+      Effect.forkChild(made.request({ command, code: Code[command], payload: none }), { startImmediately: true })
+  }
 })
 
 const ready = Effect.tap(open, ({ say }) => Effect.sync(() => say(Code.ready)))
@@ -386,6 +424,195 @@ describe("CtlChannel", () => {
       const asked = yield* ask("startpod")
       wire.offer([Uint8Array.of(0, 0, 0, 9, 0, 0, 0, 7)])
       assert.match((yield* Effect.flip(Fiber.join(asked))).message, /bad ctl message: length 7/)
+    })
+  )
+})
+
+describe("a channel that an earlier daemon had,", () => {
+  const current = { command: "newcontainer", code: Code.newcontainer, millis: 50_000 }
+  const inFlight = { owed: 0, sawNext: false, current }
+  const rejoin = (channel: CtlChannel.CtlChannel, ticket = new Ticket()) =>
+    Effect.forkChild(channel.rejoin(ticket), { startImmediately: true })
+
+  it.effect("in step and idle, takes commands at once, and knows its agent", () =>
+    Effect.gen(function* () {
+      const { ask, channel, say, written } = yield* resumed({ owed: 0, sawNext: false })
+      assert.strictEqual(channel.kind(), "c")
+      assert.isTrue(yield* channel.inStep(0))
+      const asked = yield* ask("readfile")
+      assert.deepStrictEqual(written, [Code.readfile])
+      say(Code.ack, bytes("read"))
+      assert.strictEqual(text(yield* Fiber.join(asked)), "read")
+    })
+  )
+
+  it.effect("gives the reply to the command in flight to whoever waits for it, and the next its turn", () =>
+    Effect.gen(function* () {
+      const { ask, channel, replies, say, written } = yield* resumed(inFlight)
+      const ticket = new Ticket()
+      const waiting = yield* rejoin(channel, ticket)
+      assert.strictEqual(channel.carry(0).ticket, ticket)
+      const next = yield* ask("readfile")
+      assert.deepStrictEqual(written, [])
+      say(Code.ack, bytes("started"))
+      assert.strictEqual(text(yield* Fiber.join(waiting)), "started")
+      assert.deepStrictEqual(replies, ["ack"])
+      assert.deepStrictEqual(written, [Code.readfile])
+      say(Code.ack, bytes("read"))
+      assert.strictEqual(text(yield* Fiber.join(next)), "read")
+      assert.deepStrictEqual(replies, ["ack"])
+    })
+  )
+
+  it.effect("keeps the turn of a command whose client has gone, and drops its reply", () =>
+    Effect.gen(function* () {
+      const { ask, channel, replies, say, written } = yield* resumed(inFlight)
+      yield* Fiber.interrupt(yield* rejoin(channel))
+      assert.isUndefined(channel.carry(0).ticket)
+      const next = yield* ask("readfile")
+      say(Code.error, bytes("no"))
+      assert.deepStrictEqual(replies, ["error"])
+      assert.deepStrictEqual(written, [Code.readfile])
+      say(Code.ack, bytes("read"))
+      assert.strictEqual(text(yield* Fiber.join(next)), "read")
+    })
+  )
+
+  it.effect("gives up a command when its time is over, the earlier daemon's included", () =>
+    Effect.gen(function* () {
+      const { channel, written } = yield* resumed(inFlight)
+      const waiting = yield* rejoin(channel)
+      yield* TestClock.adjust("9 seconds")
+      assert.isUndefined(waiting.pollUnsafe())
+      yield* TestClock.adjust("1 seconds")
+      const error = yield* Effect.flip(Fiber.join(waiting))
+      assert.strictEqual(error._tag === "CtlTimeout" && error.written && error.command, "newcontainer")
+      assert.isTrue(channel.suspect())
+      assert.deepStrictEqual(written, [Code.ping])
+    })
+  )
+
+  it.effect("that owes replies is brought in step first: none of them is taken for another's", () =>
+    Effect.gen(function* () {
+      const { ask, channel, replies, say, written } = yield* resumed({ ...inFlight, owed: 2 })
+      assert.isTrue(channel.suspect())
+      const next = yield* ask("readfile")
+      assert.deepStrictEqual(written, [Code.ping])
+      for (const late of ["start", "", ""]) say(Code.ack, bytes(late))
+      yield* TestClock.adjust("1 millis")
+      assert.deepStrictEqual(written, [Code.ping, Code.readfile])
+      assert.deepStrictEqual(replies, ["ack"])
+      say(Code.ack, bytes("read"))
+      assert.strictEqual(text(yield* Fiber.join(next)), "read")
+    })
+  )
+
+  it.effect("tells how long a command has waited, and what of a message there is", () =>
+    Effect.gen(function* () {
+      const { channel, raw } = yield* resumed(inFlight)
+      yield* TestClock.adjust("2 seconds")
+      assert.deepStrictEqual(channel.carry(2000).channel, { ...inFlight, current: { ...current, millis: 52_000 } })
+      const reply = CtlMessage.encode(Code.ack, bytes("started"))
+      raw(CtlMessage.encode(Code.next, Uint8Array.of(0, 0, 0, 8)))
+      raw(reply.subarray(0, 9))
+      assert.deepStrictEqual([...channel.rest()], [...reply.subarray(0, 9)])
+      assert.isTrue(channel.carry(2000).channel.sawNext)
+    })
+  )
+
+  it.effect("of which nothing is known is listened to before it is asked: the reply that was owed comes first", () =>
+    Effect.gen(function* () {
+      const { ask, channel, replies, say, written } = yield* resumed(undefined)
+      const next = yield* ask("readfile")
+      yield* TestClock.adjust("50 millis")
+      assert.deepStrictEqual(written, [])
+      say(Code.error, bytes("the start failed"))
+      yield* TestClock.adjust("50 millis")
+      assert.deepStrictEqual(written, [Code.ping])
+      assert.isTrue(channel.suspect())
+      say(Code.ack)
+      yield* TestClock.adjust("1 millis")
+      assert.isTrue(yield* channel.inStep(0))
+      assert.deepStrictEqual(replies, ["error"])
+      assert.deepStrictEqual(written, [Code.ping, Code.readfile])
+      say(Code.ack, bytes("read"))
+      assert.strictEqual(text(yield* Fiber.join(next)), "read")
+    })
+  )
+
+  it.effect("is listened to for longer where a start may be in flight", () =>
+    Effect.gen(function* () {
+      const { replies, say, written } = yield* resumed(undefined, { starting: true })
+      yield* TestClock.adjust("999 millis")
+      assert.deepStrictEqual(written, [])
+      say(Code.ack)
+      yield* TestClock.adjust("1 millis")
+      assert.deepStrictEqual(written, [Code.ping])
+      say(Code.ack)
+      yield* TestClock.adjust("1 millis")
+      assert.deepStrictEqual(replies, ["ack"])
+    })
+  )
+
+  it.effect("that owed nothing is in step once two pings have had one answer each", () =>
+    Effect.gen(function* () {
+      const { channel, replies, say, written } = yield* resumed(undefined)
+      for (const pings of [1, 2]) {
+        yield* TestClock.adjust("100 millis")
+        assert.strictEqual(written.length, pings)
+        assert.isTrue(channel.suspect())
+        say(Code.ack)
+        yield* TestClock.adjust("99 millis")
+      }
+      yield* TestClock.adjust("1 seconds")
+      assert.isTrue(yield* channel.inStep(0))
+      assert.deepStrictEqual(written, [Code.ping, Code.ping])
+      assert.deepStrictEqual(replies, ["lost"])
+    })
+  )
+
+  it.effect("is asked again and again where its agent does not answer, and is in step when it does", () =>
+    Effect.gen(function* () {
+      const { channel, say, written } = yield* resumed(undefined)
+      yield* TestClock.adjust("100 millis")
+      for (const seconds of [1, 2, 4, 8]) yield* TestClock.adjust(seconds * 1000)
+      assert.strictEqual(written.length, 5)
+      const waiting = yield* Effect.forkChild(channel.inStep(10_000), { startImmediately: true })
+      yield* TestClock.adjust("10 seconds")
+      assert.isFalse(yield* Fiber.join(waiting))
+      for (let n = 0; n < 6; n++) say(Code.ack)
+      yield* TestClock.adjust("1 millis")
+      assert.isTrue(yield* channel.inStep(0))
+    })
+  )
+
+  it.effect("of which a part of a message had been read goes on with the next whole one", () => {
+    const { layer, records } = Records.make()
+    return Effect.gen(function* () {
+      const { raw, replies, say } = yield* resumed(undefined, { torn: true })
+      raw(CtlMessage.encode(Code.ack, bytes("half of it is gone")).subarray(12))
+      raw(CtlMessage.encode(Code.ack, bytes("whole")).subarray(0, 6))
+      raw(CtlMessage.encode(Code.ack, bytes("whole")).subarray(6))
+      yield* TestClock.adjust("100 millis")
+      say(Code.ack)
+      yield* TestClock.adjust("1 millis")
+      assert.deepStrictEqual(replies, ["ack"])
+      const warnings = records.filter(({ level }) => level === "Warn")
+      assert.deepStrictEqual(
+        warnings.map(({ fields, msg }) => [msg, fields]),
+        [["part of a reply skipped", { bytes: 14 }]]
+      )
+    }).pipe(Effect.provide(layer))
+  })
+
+  it.effect("of which nothing is a message is lost", () =>
+    Effect.gen(function* () {
+      const { channel, raw } = yield* resumed(undefined, { torn: true })
+      for (let n = 0; n < 40; n++) {
+        raw(bytes("no message ".repeat(200)))
+        yield* Effect.yieldNow
+      }
+      assert.isTrue(yield* channel.ended(0))
     })
   )
 })

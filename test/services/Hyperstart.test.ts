@@ -31,6 +31,7 @@ const connect = Effect.fnUntraced(function* (sockets: VmSockets) {
   const events: Array<string> = []
   const { connect } = yield* Hyperstart
   const connection = yield* connect(sockets, {
+    connecting: () => {},
     event: (code, payload) => {
       events.push(`${code} ${toText(payload)}`)
       return undefined

@@ -17,7 +17,7 @@ import { toText, utf8 } from "../support/Bytes.ts"
 import { FakeHyperstart } from "../support/FakeHyperstart.ts"
 import * as Records from "../support/Records.ts"
 import * as MemoryWire from "../support/MemoryWire.ts"
-import { TestProxy } from "../support/TestProxy.ts"
+import { closedDoor, TestProxy } from "../support/TestProxy.ts"
 
 const now = { startImmediately: true } as const
 
@@ -53,17 +53,28 @@ const makeDoor = () => {
       listen: Effect.acquireRelease(
         Effect.sync(() => {
           happened("listening")
-          return { accept: arrivals.take }
+          return { accept: arrivals.take, carry: () => assert.fail("there is no hand-over") }
         }),
         () => Effect.sync(() => happened("stopped listening"))
-      )
+      ),
+      adopt: () => Effect.never,
+      finish: () => {}
     })
   }
 }
 
+const serveAt = (listener: Listener["Service"]) =>
+  Effect.scoped(
+    Effect.provideService(
+      Effect.flatMap(Proxy.make, ({ serve }) => serve),
+      Listener,
+      listener
+    )
+  )
+
 /** A proxy that serves whoever comes through the door. */
 const serve = Effect.fnUntraced(function* (door: ReturnType<typeof makeDoor>) {
-  return yield* Effect.forkChild(Effect.provideService(Proxy.serve, Listener, door.listener), now)
+  return yield* Effect.forkChild(serveAt(door.listener), now)
 })
 
 const attach = (containerId: string) =>
@@ -139,8 +150,8 @@ describe("the proxy", () => {
   it.effect("fails where it cannot listen", () =>
     Effect.gen(function* () {
       const error = new ListenError({ reason: "another process serves /run/test.sock" })
-      const listener = Listener.of({ url: "", listen: Effect.fail(error) })
-      const exit = yield* Effect.flip(Effect.provideService(Proxy.serve, Listener, listener))
+      const listener = Listener.of({ ...closedDoor, listen: Effect.fail(error) })
+      const exit = yield* Effect.flip(serveAt(listener))
       assert.strictEqual(exit, error)
     }).pipe(Effect.provide(services()))
   )

@@ -7,12 +7,15 @@ import * as Layer from "effect/Layer"
 import * as TestClock from "effect/testing/TestClock"
 import { Command } from "../../src/domain/Frame.ts"
 import * as CtlMessage from "../../src/domain/CtlMessage.ts"
+import * as DaemonState from "../../src/domain/DaemonState.ts"
 import * as IoMessage from "../../src/domain/IoMessage.ts"
+import type { Deadline } from "../../src/services/Deadlines.ts"
 import { Session } from "../../src/services/Session.ts"
 import { utf8 } from "../support/Bytes.ts"
 import { ack, type FakeAgent, likeC, refuse, silence } from "../support/FakeHyperstart.ts"
 import { unused } from "../support/MemorySpool.ts"
 import * as MemoryWire from "../support/MemoryWire.ts"
+import * as Owner from "../support/Owner.ts"
 import { execCmd, newContainer, register, running, shimFor } from "../support/Pod.ts"
 import * as Records from "../support/Records.ts"
 import { TestProxy } from "../support/TestProxy.ts"
@@ -136,20 +139,7 @@ describe("output", () => {
   it.effect("that comes for a shim whose connection has just ended, before that is known here, goes to the next", () =>
     Effect.gen(function* () {
       const run = yield* FiberSet.makeRuntime()
-      const session = new Session(
-        "token",
-        3,
-        {
-          id: "vm",
-          stdin: () => {},
-          firstOutput: () => {},
-          exited: () => {},
-          signal: () => Effect.void,
-          orphaned: () => assert.fail("nobody is away"),
-          close: () => {}
-        },
-        unused
-      )
+      const session = new Session("token", 3, Owner.make(), unused)
       const attached = () => {
         const { a, b } = MemoryWire.pair("shim", "proxy")
         const shim = { wire: a, run, end: () => {} }
@@ -529,5 +519,181 @@ describe("stdin", () => {
       const first = agent.stdin.findIndex(({ sequence }) => sequence === 5)
       assert.isBelow(first, 99) // not behind the other's last message
     }).pipe(Effect.provide(TestProxy.layer()))
+  )
+})
+
+describe("a session, over a hand-over,", () => {
+  const message = (data: Uint8Array) => ({ bytes: IoMessage.encode(3, data), sequence: 3, start: 0 })
+  const write = (session: Session, ...parts: ReadonlyArray<Uint8Array>) => {
+    for (const part of parts) {
+      const run = message(part)
+      session.deliver({ ...run, end: run.bytes.length })
+    }
+    session.flush()
+  }
+  const started = (session: Session) => {
+    session.begin({ container: "c", process: undefined, terminal: false, init: true })
+    session.written()
+    session.settled(true)
+  }
+  const owner = Owner.make({ orphaned: () => assert.fail("its process runs") })
+
+  /** The same session under the next daemon. */
+  const next = (session: Session) => {
+    const blobs = new DaemonState.Blobs()
+    const memory = session.carry(blobs, 0)
+    const all = Bytes.concat(blobs.parts)
+    const bytesOf = ([at, size]: DaemonState.Ref) => all.subarray(at, at + size)
+    return new Session("token", 3, owner, unused, { record: session.record(), memory, torn: false, bytesOf })
+  }
+
+  /** A shim that reads nothing yet. */
+  const behind = Effect.gen(function* () {
+    const { a, b } = MemoryWire.pair("shim", "proxy")
+    a.stall()
+    return { wire: a, reads: b, run: yield* FiberSet.makeRuntime(), end: () => {} }
+  })
+  const readAll = (wire: MemoryWire.End) => Effect.forEach([0, 1, 2], () => wire.pull)
+
+  it.effect("records no start that waits: nothing has been written for it", () =>
+    Effect.sync(() => {
+      const session = new Session("token", 3, owner, unused)
+      session.begin({ container: "c", process: "p", terminal: true, init: false })
+      assert.deepStrictEqual([session.record().phase, session.record().process], ["idle", undefined])
+      session.written()
+      assert.strictEqual(session.record().phase, "written")
+      assert.deepStrictEqual(session.record().process, { container: "c", process: "p", terminal: true, init: false })
+      assert.strictEqual(next(session).phase, "written")
+      assert.isFalse(session.record().claimed)
+    })
+  )
+
+  it.effect("has its shim send what its wire had not, once, and then what waits behind", () =>
+    Effect.gen(function* () {
+      const shim = yield* behind
+      const session = new Session("token", 3, owner, unused)
+      session.claim(shim)
+      session.attach(shim)
+      started(session)
+      write(session, pattern(100, 1))
+      write(session, pattern(200, 2))
+      assert.isTrue(session.record().claimed)
+      const resumed = next(session)
+      const wire = MemoryWire.adopt(shim.wire.carry()!)
+      resumed.rejoin({ ...shim, wire }, true)
+      resumed.resumed()
+      write(resumed, pattern(300, 3))
+      wire.resume()
+      const got = Bytes.concat(yield* readAll(shim.reads))
+      assert.strictEqual(got.length, 600 + 3 * 12)
+      assert.isTrue(Buffer.from(got.subarray(12, 112)).equals(pattern(100, 1)))
+      assert.isTrue(Buffer.from(got.subarray(336)).equals(pattern(300, 3)))
+    })
+  )
+
+  it.effect("whose shim does not come back has what it did not take for the next, from a whole frame on", () =>
+    Effect.gen(function* () {
+      const shim = yield* behind
+      const session = new Session("token", 3, owner, unused)
+      session.claim(shim)
+      session.attach(shim)
+      started(session)
+      // three frames of one batch: the kernel has taken half of the second when the daemon hands over
+      write(session, pattern(100, 1), pattern(100, 2), pattern(100, 3))
+      const blobs = new DaemonState.Blobs()
+      const memory = session.carry(blobs, 0)
+      const all = Bytes.concat(blobs.parts)
+      assert.strictEqual(memory.handed.at(-1)?.end, 3 * 112)
+      const taken = 150
+      const resumed = new Session("token", 3, owner, unused, {
+        record: session.record(),
+        memory: { ...memory, handed: memory.handed.map(({ chunk, end }) => ({ chunk, end: end - taken })) },
+        torn: false,
+        bytesOf: ([at, size]) => all.subarray(at, at + size)
+      })
+      resumed.resumed()
+      const second = yield* behind
+      resumed.claim(second)
+      resumed.attach(second)
+      second.wire.resume()
+      const got = yield* Effect.forEach([0, 1], () => second.reads.pull)
+      const frames = Bytes.concat(got)
+      assert.strictEqual(frames.length, 2 * 112)
+      assert.isTrue(Buffer.from(frames.subarray(12, 112)).equals(pattern(100, 2)))
+    })
+  )
+
+  it.effect("feeds its process what was typed, as far as the window that was open", () =>
+    Effect.sync(() => {
+      const rule = { messageData: 512, window: 512, full: false }
+      const session = new Session("token", 3, owner, unused)
+      started(session)
+      session.feed(pattern(1000))
+      session.feed(new Uint8Array(0))
+      session.pump()
+      assert.strictEqual(session.takeStdin(rule, 32_768)?.length, 524)
+      const resumed = next(session)
+      resumed.resumed()
+      assert.isTrue(resumed.needsWindow())
+      assert.isUndefined(resumed.takeStdin(rule, 32_768))
+      resumed.openWindow()
+      const rest = resumed.takeStdin(rule, 32_768)!
+      assert.strictEqual(rest.length, 12 + 488 + 12) // and its end
+      assert.isTrue(Buffer.from(rest.subarray(12, 500)).equals(pattern(1000).subarray(512)))
+      assert.strictEqual(resumed.record().stdinEnd, "sent")
+      assert.isUndefined(next(resumed).takeStdin(rule, 32_768))
+    })
+  )
+
+  it.effect("without a shim is freed in the time that was left", () =>
+    Effect.gen(function* () {
+      const asked: Array<number | undefined> = []
+      const deadline = { due: 1000, expire: () => {}, cancel: () => {} } as unknown as Deadline
+      const away = Owner.make({
+        orphaned: (_session, millis) => {
+          asked.push(millis)
+          return deadline
+        }
+      })
+      const session = new Session("token", 3, away, unused)
+      started(session)
+      write(session, new Uint8Array(0), Uint8Array.of(7))
+      const blobs = new DaemonState.Blobs()
+      const memory = session.carry(blobs, 400)
+      assert.strictEqual(memory.orphan, 600)
+      const all = Bytes.concat(blobs.parts)
+      const resumed = new Session("token", 3, away, unused, {
+        record: session.record(),
+        memory,
+        torn: false,
+        bytesOf: ([at, size]) => all.subarray(at, at + size)
+      })
+      resumed.resumed(memory.orphan)
+      assert.deepStrictEqual(asked, [undefined, 600])
+      assert.strictEqual(resumed.status, 7)
+      yield* Effect.void
+    })
+  )
+
+  it.effect("that lost its process to a crash tells a status all the same, once, behind what had come", () =>
+    Effect.gen(function* () {
+      const session = new Session(
+        "token",
+        3,
+        Owner.make({ orphaned: () => ({ cancel: () => {} }) as Deadline }),
+        unused
+      )
+      started(session)
+      write(session, pattern(10))
+      session.lost(255)
+      session.lost(254)
+      const shim = yield* behind
+      session.claim(shim)
+      session.attach(shim)
+      shim.wire.resume()
+      const got = yield* shim.reads.pull
+      assert.strictEqual(got.length, 22 + 13)
+      assert.strictEqual(got.at(-1), 255)
+    })
   )
 })

@@ -5,6 +5,7 @@ import * as Result from "effect/Result"
 import { Session } from "../../src/services/Session.ts"
 import { Sessions } from "../../src/services/Sessions.ts"
 import { unused } from "../support/MemorySpool.ts"
+import * as Owner from "../support/Owner.ts"
 import { TokenSource } from "../../src/services/TokenSource.ts"
 
 const layer = Sessions.layer.pipe(
@@ -16,21 +17,7 @@ const layer = Sessions.layer.pipe(
   )
 )
 
-const session = (token: string) =>
-  new Session(
-    token,
-    3,
-    {
-      id: "vm",
-      stdin: () => {},
-      firstOutput: () => {},
-      exited: () => {},
-      signal: () => Effect.void,
-      orphaned: () => assert.fail("nobody is away"),
-      close: () => {}
-    },
-    unused
-  )
+const session = (token: string) => new Session(token, 3, Owner.make(), unused)
 
 describe("Sessions", () => {
   it.effect("are found by their tokens, each of which comes from the source", () =>

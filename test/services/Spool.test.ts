@@ -8,7 +8,7 @@ import * as TestClock from "effect/testing/TestClock"
 import * as Frame from "../../src/domain/Frame.ts"
 import * as Counters from "../../src/services/Counters.ts"
 import type { Deadline } from "../../src/services/Deadlines.ts"
-import { type Owner, Session, SessionError } from "../../src/services/Session.ts"
+import { Session, SessionError } from "../../src/services/Session.ts"
 import { defaults, type Settings } from "../../src/services/Settings.ts"
 import { Spool } from "../../src/services/Spool.ts"
 import type { Wire } from "../../src/services/Wire.ts"
@@ -16,6 +16,7 @@ import { concat, pattern } from "../support/Bytes.ts"
 import { ack, type FakeAgent, likeC, silence } from "../support/FakeHyperstart.ts"
 import { MemorySpool, unused } from "../support/MemorySpool.ts"
 import * as MemoryWire from "../support/MemoryWire.ts"
+import * as Owner from "../support/Owner.ts"
 import { execCmd, newContainer, register, running, shimFor } from "../support/Pod.ts"
 import * as Records from "../support/Records.ts"
 import { type TestClient, TestProxy } from "../support/TestProxy.ts"
@@ -180,15 +181,7 @@ describe("output above the memory", () => {
   )
 
   it("goes on with the frame that the last shim has not had all of, at whatever byte its connection ended", () => {
-    const owner: Owner = {
-      id: "vm",
-      stdin: () => {},
-      firstOutput: () => {},
-      exited: () => {},
-      signal: () => Effect.void,
-      orphaned: () => assert.fail("its process runs"),
-      close: () => {}
-    }
+    const owner = Owner.make({ orphaned: () => assert.fail("its process runs") })
     const connect = (taken: number) => {
       const offered: Array<Uint8Array> = []
       const size = () => concat(offered).length
@@ -199,7 +192,11 @@ describe("output above the memory", () => {
         offered: size,
         pending: () => Math.max(size() - taken, 0),
         drained: Effect.never,
-        closed: Effect.never
+        closed: Effect.never,
+        shutDown: () => {},
+        drainAndClose: () => [],
+        descriptor: () => undefined,
+        carry: () => undefined
       }
       return { offered, shim: { wire, run: () => {}, end: () => {} } }
     }
@@ -493,19 +490,13 @@ describe("a session without a shim", () => {
 
   it("that has been closed waits for none: no deadline outlives it", () => {
     const pending = new Set<object>()
-    const owner: Owner = {
-      id: "vm",
-      stdin: () => {},
-      firstOutput: () => {},
-      exited: () => {},
-      signal: () => Effect.void,
+    const owner = Owner.make({
       orphaned: () => {
         const deadline = { due: 0, expire: () => {}, cancel: () => void pending.delete(deadline) }
         pending.add(deadline)
         return deadline as unknown as Deadline
-      },
-      close: () => {}
-    }
+      }
+    })
     const shim = { wire: MemoryWire.pair("shim", "proxy").a, run: () => {}, end: () => {} }
     const over = new SessionError({ reason: "the shim has disconnected" })
     for (const order of ["closed first", "away first"]) {

@@ -21,6 +21,7 @@ import { StdinWriter } from "../../src/services/StdinWriter.ts"
 import { concat, pattern, toText, utf8 } from "../support/Bytes.ts"
 import { unused } from "../support/MemorySpool.ts"
 import * as MemoryWire from "../support/MemoryWire.ts"
+import * as Owner from "../support/Owner.ts"
 import * as Records from "../support/Records.ts"
 
 /** A writer, what it has written, one entry a write, and the pings that it waits for. */
@@ -53,26 +54,13 @@ const make = Effect.fnUntraced(function* (kind: AgentKind, debug = false) {
       })
     }
   }
-  const handlers = { event: () => undefined, lost: () => {}, run }
+  const handlers = { connecting: () => {}, event: () => undefined, lost: () => {}, run }
   const wire = MemoryWire.pair("vm.ctl", "proxy").a
   const ctl = new FakeCtl(wire, handlers, defaults, yield* Clock.Clock, yield* Deadlines.make)
   const writer = new StdinWriter(a, ctl, debug, run)
   /** A session whose process has started. */
   const session = (stdio: number) => {
-    const session = new Session(
-      `token ${stdio}`,
-      stdio,
-      {
-        id: "vm",
-        stdin: (woken) => writer.wake(woken),
-        firstOutput: () => {},
-        exited: () => {},
-        signal: () => Effect.void,
-        orphaned: () => assert.fail("nobody is away"),
-        close: () => {}
-      },
-      unused
-    )
+    const session = new Session(`token ${stdio}`, stdio, Owner.make({ stdin: (woken) => writer.wake(woken) }), unused)
     session.begin({ container: "c", process: undefined, terminal: false, init: true })
     session.written()
     session.settled(true)

@@ -184,6 +184,11 @@ export class FakeHyperstart extends Context.Service<
             }),
             (wire) => Effect.sync(() => wire.close()),
             { interruptible: true }
+          ),
+        adopt: (_path, carried) =>
+          Effect.acquireRelease(
+            Effect.sync(() => MemoryWire.adopt(carried)),
+            (wire) => Effect.sync(() => wire.close())
           )
       })
       return Context.make(FakeHyperstart, { boot }).pipe(Context.add(Dialer, dialer))

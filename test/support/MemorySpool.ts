@@ -10,7 +10,13 @@ import { SpoolError, SpoolFiles } from "../../src/services/Spool.ts"
 
 /** For sessions of which nothing comes to the spool. */
 export const unused = keepings(defaults, {
-  files: { open: Effect.void, write: () => Effect.void, read: () => Effect.never, remove: () => Effect.void },
+  files: {
+    open: () => Effect.succeed(new Map()),
+    leave: () => {},
+    write: () => Effect.void,
+    read: () => Effect.never,
+    remove: () => Effect.void
+  },
   name: () => "",
   limit: 0,
   available: () => 0,
@@ -65,7 +71,16 @@ export class MemorySpool extends Context.Service<
         }
       }
       const port: SpoolFiles["Service"] = {
-        open: Effect.void,
+        open: (keep) =>
+          Effect.sync(() => {
+            const kept = new Map<string, number>()
+            for (const [name, { length }] of files) {
+              if (keep.has(name)) kept.set(name, length)
+              else files.delete(name)
+            }
+            return kept
+          }),
+        leave: () => {},
         write: (name, at, chunks) =>
           operation("write", () => {
             const before = files.get(name) ?? new Uint8Array(0)

@@ -14,9 +14,11 @@ import { Listener } from "../../src/services/Listener.ts"
 import { Sessions } from "../../src/services/Sessions.ts"
 import { defaults, Settings } from "../../src/services/Settings.ts"
 import { Spool } from "../../src/services/Spool.ts"
+import { States } from "../../src/services/States.ts"
 import { TokenSource } from "../../src/services/TokenSource.ts"
 import { VmRegistry } from "../../src/services/VmRegistry.ts"
 import { FakeHyperstart } from "./FakeHyperstart.ts"
+import * as Host from "./Host.ts"
 import { MemorySpool } from "./MemorySpool.ts"
 import * as MemoryWire from "./MemoryWire.ts"
 
@@ -58,115 +60,133 @@ export interface TestClient {
   readonly readAgain: () => void
 }
 
+/** A listening socket at which nobody arrives. */
+export const closedDoor = Listener.of({
+  url: "unix:///run/test.sock",
+  listen: Effect.never,
+  adopt: (_name, carried) =>
+    Effect.acquireRelease(
+      Effect.sync(() => MemoryWire.adopt(carried)),
+      (wire) => Effect.sync(() => wire.close())
+    ),
+  finish: () => {}
+})
+
+/** A client, `name` for its peer, and the proxy's end of its connection. */
+export const makeClient = Effect.fnUntraced(function* (name: string) {
+  const { a, b } = MemoryWire.pair(name, "proxy")
+  const received: Array<Received> = []
+  const changed = new Condition()
+  let ended = false
+  let asked = 0
+  const parser = Frame.makeParser(Frame.fromProxy)
+  yield* Effect.forkScoped(
+    Effect.gen(function* () {
+      for (;;) {
+        const chunk = yield* b.pull
+        Result.getOrThrow(
+          parser.push(chunk, ({ inError, opcode, payload, type }) => {
+            received.push({
+              type:
+                type === Frame.FrameType.response
+                  ? "response"
+                  : type === Frame.FrameType.notification
+                    ? "exit"
+                    : opcode === Frame.StreamKind.stdout
+                      ? "stdout"
+                      : "stderr",
+              opcode,
+              inError,
+              payload: payload.slice(),
+              text: utf8.decode(payload)
+            })
+          })
+        )
+        changed.notify()
+      }
+    }).pipe(
+      Effect.catch(() =>
+        Effect.sync(() => {
+          ended = true
+          changed.notify()
+        })
+      )
+    ),
+    { startImmediately: true }
+  )
+  const raw = (bytes: Uint8Array) => b.offer([bytes])
+  const client: TestClient = {
+    received,
+    raw,
+    send(opcode, payload) {
+      asked++
+      raw(
+        Frame.encode({
+          type: Frame.FrameType.command,
+          opcode,
+          inError: false,
+          payload: typeof payload === "string" ? text.encode(payload) : text.encode(JSON.stringify(payload))
+        })
+      )
+    },
+    call: (opcode, payload) =>
+      Effect.suspend(() => {
+        client.send(opcode, payload)
+        const at = asked - 1
+        return Effect.map(
+          client.until(() => client.responses().length > at),
+          () => client.responses()[at]!
+        )
+      }),
+    ask: (opcode, payload) =>
+      Effect.map(client.call(opcode, payload), (response) => {
+        if (response.inError) throw new Error(`unexpected error: ${response.text}`)
+        return response.text === "" ? undefined : JSON.parse(response.text)
+      }),
+    refused: (opcode, payload) =>
+      Effect.map(client.call(opcode, payload), (response) => {
+        if (!response.inError) throw new Error(`unexpected success: ${response.text}`)
+        return JSON.parse(response.text).msg
+      }),
+    stdin: (data) =>
+      raw(
+        Frame.encode({
+          type: Frame.FrameType.stream,
+          opcode: Frame.StreamKind.stdin,
+          inError: false,
+          payload: typeof data === "string" ? text.encode(data) : data
+        })
+      ),
+    // the test goes on in a turn of its own, not inside the call that made its condition hold
+    until: (test) => Effect.andThen(changed.until(test), Effect.yieldNow),
+    output: (stream = "stdout") =>
+      utf8.decode(Bytes.concat(received.filter(({ type }) => type === stream).map(({ payload }) => payload))),
+    status: () => received.find(({ type }) => type === "exit")?.payload[0],
+    responses: () => received.filter(({ type }) => type === "response"),
+    ended: () => ended,
+    leave: (cause) => b.close(cause),
+    stopReading: () => a.stall(),
+    readAgain: () => a.resume()
+  }
+  return { client, wire: a }
+})
+
 export class TestProxy extends Context.Service<
   TestProxy,
   { readonly connect: Effect.Effect<TestClient, never, Scope.Scope> }
 >()("test/TestProxy") {
   static readonly make = Effect.gen(function* () {
-    const serve = yield* Client.make
+    const { serve } = yield* Client.make
     let count = 0
     const connect = Effect.gen(function* () {
-      const { a, b } = MemoryWire.pair(`client ${++count}`, "proxy")
-      const received: Array<Received> = []
-      const changed = new Condition()
-      let ended = false
-      let asked = 0
-      const parser = Frame.makeParser(Frame.fromProxy)
+      const { client, wire } = yield* makeClient(`client ${++count}`)
       yield* Effect.forkScoped(
-        Effect.gen(function* () {
-          for (;;) {
-            const chunk = yield* b.pull
-            Result.getOrThrow(
-              parser.push(chunk, ({ inError, opcode, payload, type }) => {
-                received.push({
-                  type:
-                    type === Frame.FrameType.response
-                      ? "response"
-                      : type === Frame.FrameType.notification
-                        ? "exit"
-                        : opcode === Frame.StreamKind.stdout
-                          ? "stdout"
-                          : "stderr",
-                  opcode,
-                  inError,
-                  payload: payload.slice(),
-                  text: utf8.decode(payload)
-                })
-              })
-            )
-            changed.notify()
-          }
-        }).pipe(
-          Effect.catch(() =>
-            Effect.sync(() => {
-              ended = true
-              changed.notify()
-            })
-          )
-        ),
-        { startImmediately: true }
-      )
-      yield* Effect.forkScoped(
-        Effect.acquireRelease(Effect.succeed(a), (wire) => Effect.sync(() => wire.close())).pipe(
-          Effect.flatMap(serve),
+        Effect.acquireRelease(Effect.succeed(wire), () => Effect.sync(() => wire.close())).pipe(
+          Effect.flatMap((owned) => serve(owned)),
           Effect.scoped
         ),
         { startImmediately: true }
       )
-      const raw = (bytes: Uint8Array) => b.offer([bytes])
-      const client: TestClient = {
-        received,
-        raw,
-        send(opcode, payload) {
-          asked++
-          raw(
-            Frame.encode({
-              type: Frame.FrameType.command,
-              opcode,
-              inError: false,
-              payload: typeof payload === "string" ? text.encode(payload) : text.encode(JSON.stringify(payload))
-            })
-          )
-        },
-        call: (opcode, payload) =>
-          Effect.suspend(() => {
-            client.send(opcode, payload)
-            const at = asked - 1
-            return Effect.map(
-              client.until(() => client.responses().length > at),
-              () => client.responses()[at]!
-            )
-          }),
-        ask: (opcode, payload) =>
-          Effect.map(client.call(opcode, payload), (response) => {
-            if (response.inError) throw new Error(`unexpected error: ${response.text}`)
-            return response.text === "" ? undefined : JSON.parse(response.text)
-          }),
-        refused: (opcode, payload) =>
-          Effect.map(client.call(opcode, payload), (response) => {
-            if (!response.inError) throw new Error(`unexpected success: ${response.text}`)
-            return JSON.parse(response.text).msg
-          }),
-        stdin: (data) =>
-          raw(
-            Frame.encode({
-              type: Frame.FrameType.stream,
-              opcode: Frame.StreamKind.stdin,
-              inError: false,
-              payload: typeof data === "string" ? text.encode(data) : data
-            })
-          ),
-        // the test goes on in a turn of its own, not inside the call that made its condition hold
-        until: (test) => Effect.andThen(changed.until(test), Effect.yieldNow),
-        output: (stream = "stdout") =>
-          utf8.decode(Bytes.concat(received.filter(({ type }) => type === stream).map(({ payload }) => payload))),
-        status: () => received.find(({ type }) => type === "exit")?.payload[0],
-        responses: () => received.filter(({ type }) => type === "response"),
-        ended: () => ended,
-        leave: (cause) => b.close(cause),
-        stopReading: () => a.stall(),
-        readAgain: () => a.resume()
-      }
       return client
     })
     return TestProxy.of({ connect })
@@ -178,6 +198,7 @@ export class TestProxy extends Context.Service<
       Layer.provideMerge(VmRegistry.layer),
       Layer.provideMerge(Hyperstart.layer),
       Layer.provideMerge(Sessions.layer),
+      Layer.provideMerge(States.layer),
       Layer.provideMerge(Spool.layer),
       Layer.provideMerge(Deadlines.layer),
       Layer.provideMerge(FakeHyperstart.layer),
@@ -188,7 +209,8 @@ export class TestProxy extends Context.Service<
           return { next: () => `token-${String(++count).padStart(36, "0")}==` }
         })
       ),
-      Layer.provideMerge(Layer.succeed(Listener, { url: "unix:///run/test.sock", listen: Effect.never })),
+      Layer.provideMerge(Host.layer),
+      Layer.provideMerge(Layer.succeed(Listener, closedDoor)),
       Layer.provideMerge(Layer.succeed(Settings, { ...defaults, ...overrides }))
     )
 }

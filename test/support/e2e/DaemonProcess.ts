@@ -34,6 +34,8 @@ export interface Options {
   readonly descriptors?: ReadonlyArray<number>
   /** A shell command line that ends by becoming the daemon: `exec "$0" "$@"`. */
   readonly shell?: string
+  /** The program, instead of `binary`. */
+  readonly program?: string
 }
 
 /** A directory of its own, gone at the end of the scope. */
@@ -42,26 +44,32 @@ export const temporaryDirectory = Effect.acquireRelease(
   (path) => Effect.sync(() => Fs.rmSync(path, { recursive: true, force: true }))
 )
 
-/** A child process and what it says. */
+/**
+ * A child process and what it says. A daemon may hand over to another process, which says on in the same pipes, is no child of
+ * ours, and is then meant by `pid`, `kill` and the rest.
+ */
 export class Child {
   stdout = ""
   stderr = ""
-  /** How it ended; set once its output is complete. */
+  /** How it ended; set once its output is complete: its successors' too. */
   exit: Exit | undefined
   /** Whether the test means it to end. */
   mayEnd = false
-  readonly pid: number
+  /** The processes that took over, one after another. They tell it in the log, at `info`. */
+  readonly successors: Array<number> = []
   readonly #process: ChildProcess
+  #scanned = 0 // how much of stderr has been looked through for them
+  #doomed = false
 
   constructor(process: ChildProcess) {
     this.#process = process
-    this.pid = process.pid ?? 0
     process.stdout?.setEncoding("utf8").on("data", (text: string) => {
       this.stdout += text
       happened()
     })
     process.stderr?.setEncoding("utf8").on("data", (text: string) => {
       this.stderr += text
+      this.#lookForSuccessors()
       happened()
     })
     process.on("error", (error) => {
@@ -74,8 +82,60 @@ export class Child {
     })
   }
 
+  #lookForSuccessors(): void {
+    const whole = this.stderr.slice(this.#scanned, this.stderr.lastIndexOf("\n") + 1)
+    this.#scanned += whole.length
+    for (const line of whole.split("\n").filter((line) => line.includes(' msg="took over" '))) {
+      const record = Logfmt.parse(line)
+      if (record.get("from") !== String(this.pid)) continue
+      this.successors.push(Number(record.get("pid")))
+      if (this.#doomed) this.kill("SIGKILL")
+    }
+  }
+
+  /** The process that serves. */
+  get pid(): number {
+    return this.successors.at(-1) ?? this.#process.pid ?? 0
+  }
+
   kill(signal: NodeJS.Signals): void {
-    this.#process.kill(signal)
+    if (this.successors.length === 0) return void this.#process.kill(signal)
+    if (this.exit !== undefined) return
+    try {
+      process.kill(this.pid, signal)
+    } catch (cause) {
+      if ((cause as NodeJS.ErrnoException).code !== "ESRCH") throw cause // it has just ended
+    }
+  }
+
+  /** Kills it, and whatever takes over from it meanwhile. Waits for its end. */
+  get destroyed(): Effect.Effect<Exit> {
+    return Effect.suspend(() => {
+      this.#doomed = true
+      return this.stop("SIGKILL")
+    })
+  }
+
+  /** Asks for a hand-over, and waits for what becomes of it: the pid of the process that took over, if one did. */
+  get handOver(): Effect.Effect<number | undefined> {
+    return Effect.suspend(() => {
+      const before = this.successors.length
+      const failed = () => this.stderr.split('msg="hand-over failed').length
+      const failures = failed()
+      this.kill("SIGUSR2")
+      return Effect.map(
+        until(
+          "the end of the hand-over",
+          () => {
+            if (this.exit !== undefined)
+              throw new Error(`the daemon has ended: ${JSON.stringify(this.exit)}\n${this.stderr}`)
+            return this.successors.length > before || failed() > failures
+          },
+          20
+        ),
+        () => this.successors[before]
+      )
+    })
   }
 
   /** Waits for its end. */
@@ -120,8 +180,9 @@ export class Child {
 export const run = (args: ReadonlyArray<string>, options: Options = {}) =>
   Effect.acquireRelease(
     Effect.sync(() => {
+      const { program = binary } = options
       const [file, rest] =
-        options.shell === undefined ? [binary, args] : ["/bin/sh", ["-c", options.shell, binary, ...args]]
+        options.shell === undefined ? [program, args] : ["/bin/sh", ["-c", options.shell, program, ...args]]
       return new Child(
         spawn(file, rest, {
           env: { PATH: process.env["PATH"], ...options.env },
@@ -132,8 +193,7 @@ export const run = (args: ReadonlyArray<string>, options: Options = {}) =>
     (child) =>
       Effect.gen(function* () {
         const died = child.exit !== undefined && !child.mayEnd
-        child.kill("SIGKILL")
-        yield* child.ended()
+        yield* child.destroyed
         yield* died
           ? Effect.die(new Error(`the daemon ended by itself: ${JSON.stringify(child.exit)}\n${child.stderr}`))
           : Effect.void

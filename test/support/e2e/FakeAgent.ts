@@ -25,6 +25,8 @@ export type Answer = { readonly ack: unknown } | { readonly error: string } | "h
 export interface Options {
   /** Whether READY comes by itself on connection; default true. */
   readonly ready?: boolean
+  /** READY comes on the first connection only, as from a VM that stays while its proxy goes. */
+  readonly once?: boolean
   /** The C agent: two NEXT before each reply. */
   readonly next?: boolean
   /** What `version` answers; 4243 by default, the last API without events. */
@@ -84,7 +86,7 @@ export class FakeAgent {
     this.answer(Raw.Ctl.version, { ack: version })
     this.#ctlChannel = new Channel(
       () => {
-        if (options.ready !== false) this.ready()
+        if (options.ready !== false && !(options.once === true && this.connections[0] > 1)) this.ready()
       },
       () =>
         Raw.makeCutter(

@@ -29,6 +29,8 @@ export interface Options {
   readonly hold?: (nth: number) => boolean
   /** Lets the shims miss records. */
   readonly gaps?: boolean
+  /** The VM stays where its daemon goes. */
+  readonly stay?: boolean
 }
 
 /** Largest record of stdin, in bytes: what a real shim reads at once. */
@@ -161,10 +163,10 @@ export class Vm {
 
 /** Registers a VM and starts its shims and processes. What becomes of the starts is told by `started`. */
 export const start = Effect.fnUntraced(function* (daemon: Daemon, options: Options) {
-  const { buffer, cut, next = false, random, sessions } = options
+  const { buffer, cut, next = false, random, sessions, stay = false } = options
   const directory = yield* temporaryDirectory
   const id = Scenario.freshId()
-  const agent = yield* Peer.agent(directory, { seed: random(2 ** 32), buffer, cut, next })
+  const agent = yield* Peer.agent(directory, { seed: random(2 ** 32), buffer, cut, next, stay })
   const [ctlSerial, ioSerial] = [Path.join(directory, "ctl.sock"), Path.join(directory, "io.sock")]
   const registrar = yield* daemon.connect
   const registration = { containerId: id, ctlSerial, ioSerial, numIOStreams: sessions }

@@ -88,6 +88,8 @@ export interface PeerOptions {
   readonly hold?: boolean
   /** Lets records be missing, whole ones. */
   readonly gaps?: boolean
+  /** An agent's channels take one connection after another. */
+  readonly stay?: boolean
 }
 
 const slotSize = 48

@@ -45,7 +45,7 @@ enum { HEADER = 12, CTL_HEADER = 8, RECORD_HEADER = 16 }; /* bytes; frames and i
 enum { COMMAND, RESPONSE, STREAM, NOTIFICATION };
 enum { CONNECT_SHIM = 4, DISCONNECT_SHIM = 5 };
 enum { STDIN, STDOUT, STDERR };
-enum { EXECCMD = 6, READY = 8, ACK = 9, PING = 12, NEXT = 14, NEWCONTAINER = 17 };
+enum { EXECCMD = 6, READY = 8, ACK = 9, ERROR = 10, PING = 12, NEXT = 14, READFILE = 16, NEWCONTAINER = 17, KILLCONTAINER = 18 };
 
 enum {
 	MAX_RECORD = 64 * 1024,
@@ -62,7 +62,7 @@ static struct {
 	const char *progress, *token;
 	uint32_t seed, identity, generation, records, max, largest, die, cut;
 	int buffer;
-	bool next, eof, hold, gaps;
+	bool next, eof, hold, gaps, stay;
 } opt = { .max = 8192 };
 
 /* What is known of a peer however it ends: of a shim in the first slot, of an agent's processes in one each. */
@@ -416,19 +416,36 @@ static void start(const char *json)
 	processes[process_count++] = p;
 }
 
-static bool reply(int fd, const uint8_t *command, uint32_t size)
+/* What has come on a channel and is no whole message yet. Nobody is connected where `fd` is negative. */
+struct channel { int fd, listener; size_t size; uint8_t bytes[128 * 1024 + 1]; };
+
+/* Replies that a connection did not take: the first that the next one gets. */
+static struct { size_t size; uint8_t bytes[64 * 1024]; } owed;
+
+/* Whether the container has ended, whose processes all are its first one's. */
+static bool ended(void) { return process_count > 0 && processes[0]->over; }
+
+static bool reply(struct channel *ctl, const uint8_t *command, uint32_t size)
 {
-	uint8_t message[3 * CTL_HEADER + 8], *at = message;
-	uint32_t read[2] = { CTL_HEADER, size - CTL_HEADER };
+	uint8_t message[4096], *at = message;
+	uint32_t read[2] = { CTL_HEADER, size - CTL_HEADER }, code = get32(command);
+	/* a file holds what was asked for */
+	uint32_t payload = code == READFILE && size - CTL_HEADER < 2048 ? size - CTL_HEADER : 0;
 	for (int i = 0; opt.next && i < 2; i++, at += 12) {
 		put32(at, NEXT);
 		put32(at + 4, 12);
 		put32(at + 8, read[i]);
 	}
-	put32(at, ACK);
-	put32(at + 4, CTL_HEADER);
-	if (get32(command) == PING) pings++;
-	return write_all(fd, message, at + CTL_HEADER - message);
+	put32(at, code == KILLCONTAINER && ended() ? ERROR : ACK);
+	put32(at + 4, CTL_HEADER + payload);
+	memcpy(at + CTL_HEADER, command + CTL_HEADER, payload);
+	at += CTL_HEADER + payload;
+	if (code == PING) pings++;
+	if (ctl->fd >= 0 && write_all(ctl->fd, message, at - message)) return true;
+	if (owed.size + (at - message) > sizeof owed.bytes) fail("too many replies that nobody takes");
+	memcpy(owed.bytes + owed.size, message, at - message);
+	owed.size += at - message;
+	return false;
 }
 
 static int listen_at(const char *format, const char *directory)
@@ -439,14 +456,16 @@ static int listen_at(const char *format, const char *directory)
 	return fd;
 }
 
-/* The one client of a channel, as QEMU has it. */
-static int accept_one(int listener)
+/* The one client of a channel, as QEMU has it; --stay: the first of several, one after another. */
+static void accept_one(struct channel *c)
 {
-	int fd = accept(listener, NULL, NULL);
-	if (fd < 0) fail("cannot accept: %s", strerror(errno));
-	close(listener);
-	shrink(fd);
-	return fd;
+	c->fd = accept(c->listener, NULL, NULL);
+	if (c->fd < 0) fail("cannot accept: %s", strerror(errno));
+	if (!opt.stay) {
+		close(c->listener);
+		c->listener = -1;
+	}
+	shrink(c->fd);
 }
 
 /* The message on its way to the proxy, and whose it is. */
@@ -504,9 +523,6 @@ static void sent(void)
 	tell("]}\n");
 }
 
-/* What has come on a channel and is no whole message yet. */
-struct channel { int fd; size_t size; uint8_t bytes[128 * 1024 + 1]; };
-
 /* Reads what is there, in one piece; -1 at the end, 0 where there is nothing. */
 static int read_some(struct channel *c)
 {
@@ -540,20 +556,18 @@ static void take_input(struct channel *io)
 	forget(io, at);
 }
 
-static bool take_commands(struct channel *ctl)
+static void take_commands(struct channel *ctl)
 {
 	size_t at = 0;
 	uint32_t size;
-	bool alive = true;
-	for (uint8_t *m; alive && (m = message_at(ctl, at, CTL_HEADER, 4, &size)); at += size) {
+	for (uint8_t *m; (m = message_at(ctl, at, CTL_HEADER, 4, &size)); at += size) {
 		uint8_t behind = m[size];
 		m[size] = 0;
 		if (get32(m) == EXECCMD || get32(m) == NEWCONTAINER) start((char *)m + CTL_HEADER);
 		m[size] = behind;
-		alive = reply(ctl->fd, m, size);
+		reply(ctl, m, size);
 	}
 	forget(ctl, at);
-	return alive;
 }
 
 /* Writes output while the proxy takes it, and not for too long. */
@@ -572,25 +586,71 @@ static bool write_output(int fd)
 	return true;
 }
 
-static void run_agent(const char *directory)
+/* A connection has ended. Everything that it had sent has been read. */
+static void leave(struct channel *c)
 {
-	static struct channel ctl, io;
-	int listeners[] = { listen_at("%s/ctl.sock", directory), listen_at("%s/io.sock", directory) };
-	tell("listening\n");
-	ctl.fd = accept_one(listeners[0]);
-	io.fd = accept_one(listeners[1]);
+	if (c->size > 0) fail("a message that was torn");
+	close(c->fd);
+	c->fd = -1;
+}
+
+/* The first connection gets READY, the next ones the replies that those before did not take. */
+static void greet(struct channel *ctl)
+{
+	static bool booted;
 	uint8_t ready[CTL_HEADER];
 	put32(ready, READY);
 	put32(ready + 4, CTL_HEADER);
-	bool alive = write_all(ctl.fd, ready, sizeof ready);
-	while (alive) {
-		bool has_output = out.at < out.size || next_message();
-		struct pollfd fds[] = { { .fd = ctl.fd, .events = POLLIN }, { .fd = io.fd, .events = POLLIN | (has_output ? POLLOUT : 0) } };
+	if (booted ? write_all(ctl->fd, owed.bytes, owed.size) : write_all(ctl->fd, ready, sizeof ready)) owed.size = 0;
+	booted = true;
+}
+
+/* The message of which a part was taken is lost with its connection. */
+static void lose_output(void)
+{
+	if (out.at == 0 || out.at == out.size) return;
+	sent();
+	out.at = out.size = 0;
+}
+
+static struct pollfd watch(const struct channel *c, short events)
+{
+	return c->fd < 0 ? (struct pollfd){ .fd = c->listener, .events = POLLIN } : (struct pollfd){ .fd = c->fd, .events = events };
+}
+
+static void run_agent(const char *directory)
+{
+	static struct channel ctl = { .fd = -1 }, io = { .fd = -1 };
+	ctl.listener = listen_at("%s/ctl.sock", directory);
+	io.listener = listen_at("%s/io.sock", directory);
+	tell("listening\n");
+	for (;;) {
+		bool has_output = io.fd >= 0 && (out.at < out.size || next_message());
+		struct pollfd fds[] = { watch(&ctl, POLLIN), watch(&io, POLLIN | (has_output ? POLLOUT : 0)) };
 		if (poll(fds, 2, -1) < 0) continue;
-		int commands = fds[0].revents ? read_some(&ctl) : 0, input = 0;
+		if (ctl.fd < 0 && fds[0].revents) {
+			accept_one(&ctl);
+			greet(&ctl);
+			continue;
+		}
+		if (io.fd < 0 && fds[1].revents) {
+			accept_one(&io);
+			continue;
+		}
+		int commands = ctl.fd >= 0 && fds[0].revents ? read_some(&ctl) : 0, input = 0;
 		/* stdin that was written before a ping is taken before the ping is answered */
-		while ((fds[1].revents & ~POLLOUT || commands > 0) && (input = read_some(&io)) > 0) take_input(&io);
-		alive = commands >= 0 && input >= 0 && take_commands(&ctl) && (!has_output || write_output(io.fd));
+		while (io.fd >= 0 && (fds[1].revents & ~POLLOUT || commands > 0) && (input = read_some(&io)) > 0) take_input(&io);
+		take_commands(&ctl);
+		if (has_output && input >= 0 && !write_output(io.fd)) {
+			while ((input = read_some(&io)) > 0) take_input(&io);
+			input = -1;
+		}
+		if (commands < 0) leave(&ctl);
+		if (input < 0) {
+			leave(&io);
+			lose_output();
+		}
+		if ((commands < 0 || input < 0) && !opt.stay) return;
 	}
 }
 
@@ -663,8 +723,8 @@ static void check_output(uint32_t stream, const uint8_t *bytes, uint32_t size)
 	if (size < RECORD_HEADER || get32(bytes + 12) != size) fail("a frame of %u bytes is no record", size);
 	put_record(expected, (struct place){ stream, 0, opt.identity, number }, size);
 	if (memcmp(expected, bytes, size)) fail("record %u of session %u is not as it was sent", number, opt.identity);
-	if (!fresh && number != progress->next) {
-		if (!opt.gaps || number < progress->next)
+	if (progress->next > 0 ? number != progress->next : !fresh && number > 0) {
+		if (!(opt.gaps || fresh) || number < progress->next)
 			fail("record %u of session %u comes where %llu should", number, opt.identity, (unsigned long long)progress->next);
 		gaps++;
 	}
@@ -750,7 +810,7 @@ int main(int argc, char **argv)
 		{ "progress", 1, 0, 'p' }, { "seed", 1, 0, 's' },   { "cut", 1, 0, 'c' },     { "buffer", 1, 0, 'b' },
 		{ "next", 0, 0, 'n' },     { "identity", 1, 0, 'i' }, { "generation", 1, 0, 'g' }, { "records", 1, 0, 'r' },
 		{ "max", 1, 0, 'm' },      { "eof", 0, 0, 'e' },    { "hold", 0, 0, 'h' },
-		{ "gaps", 0, 0, 'a' },     { "largest", 1, 0, 'l' }, { "die", 1, 0, 'd' },    { 0 }
+		{ "gaps", 0, 0, 'a' },     { "stay", 0, 0, 'y' },     { "largest", 1, 0, 'l' }, { "die", 1, 0, 'd' },    { 0 }
 	};
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	make_sha_tables();
@@ -771,6 +831,7 @@ int main(int argc, char **argv)
 		case 'e': opt.eof = true; break;
 		case 'h': opt.hold = true; break;
 		case 'a': opt.gaps = true; break;
+		case 'y': opt.stay = true; break;
 		case 'l': opt.largest = value; break;
 		case 'd': opt.die = value; break;
 		default: return 2;

@@ -1,0 +1,52 @@
+/** What stands around the daemon: no service manager, no daemon before it, and none that comes after it, unless a test says so. */
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import { ServiceManager } from "../../src/services/ServiceManager.ts"
+import { Predecessor, Successor, SuccessorError } from "../../src/services/Successor.ts"
+import { Descriptors } from "../../src/services/Wire.ts"
+import { MemoryState } from "./MemoryState.ts"
+import * as MemoryWire from "./MemoryWire.ts"
+
+/** Nothing is kept. */
+export const unmanaged = ServiceManager.of({
+  keeps: false,
+  ready: Effect.void,
+  keep: () => Effect.void,
+  forget: () => Effect.void,
+  keepAll: () => false,
+  release: Effect.void,
+  follow: () => {}
+})
+
+/** Nobody asks for a hand-over. */
+export const alone = Successor.of({
+  asked: Effect.never,
+  prepare: () => Effect.fail(new SuccessorError({ reason: "there is none" })),
+  handOver: () => new SuccessorError({ reason: "there is none" }),
+  leave: () => {
+    throw new Error("the daemon leaves")
+  }
+})
+
+/** Nothing was left. */
+export const first = Predecessor.of({
+  pid: undefined,
+  receive: () => undefined,
+  inherited: [],
+  accept: () => {},
+  refuse: () => {}
+})
+
+/** An inode that tells its descriptor. */
+export const inodeOf = (descriptor: number): number => descriptor + 1_000_000
+
+export const layerDescriptors = Layer.succeed(Descriptors, { inode: inodeOf, close: () => {} })
+
+export const layer = Layer.mergeAll(
+  layerDescriptors,
+  MemoryState.layer,
+  MemoryWire.layerReading,
+  Layer.succeed(Predecessor, first),
+  Layer.succeed(ServiceManager, unmanaged),
+  Layer.succeed(Successor, alone)
+)
