@@ -255,22 +255,30 @@ describe("the files", () => {
   )
 
   for (const signal of ["SIGTERM", "SIGINT"] as const)
-    it.live(`are gone with the daemon, and so is their directory: ${signal}`, () =>
-      Effect.gen(function* () {
-        const { daemon, own, shim, spool } = yield* filled()
-        shim.hangUp()
-        assert.deepStrictEqual(yield* daemon.child.stop(signal), { code: 0, signal: null })
-        assert.isFalse(Fs.existsSync(own.path))
-        assert.deepStrictEqual(Fs.readdirSync(spool), [])
-      })
+    it.live(
+      `are left to the next daemon; without a state that names them they go, and their directory: ${signal}`,
+      () =>
+        Effect.gen(function* () {
+          const { daemon, directory, own, shim, spool } = yield* filled()
+          shim.hangUp()
+          assert.deepStrictEqual(yield* daemon.child.stop(signal), { code: 0, signal: null })
+          assert.isAbove(own.size(), mebibyte)
+          Fs.rmSync(`${daemon.socketPath}.state`, { recursive: true })
+          const next = yield* start([], { directory })
+          yield* eventually(next.daemon, "the files' removal", () => next.own.files().length === 0)
+          assert.deepStrictEqual(yield* next.daemon.child.stop(signal), { code: 0, signal: null })
+          assert.isFalse(Fs.existsSync(own.path))
+          assert.deepStrictEqual(Fs.readdirSync(spool), [])
+        })
     )
 
-  it.live("of a daemon that was killed are removed by the next one on its socket, before they can be mistaken", () =>
+  it.live("of a daemon that was killed, and whose state is lost, are removed by the next one, and never mistaken", () =>
     Effect.gen(function* () {
       const { daemon, directory, own } = yield* filled()
       yield* daemon.child.stop("SIGKILL")
       const left = own.files()
       assert.isAbove(left.length, 0)
+      Fs.rmSync(`${daemon.socketPath}.state`, { recursive: true })
       const next = yield* start([], { directory })
       yield* eventually(next.daemon, "the files' removal", () => next.own.files().length === 0)
       const { agent, shim } = yield* running(next.daemon)
@@ -305,9 +313,10 @@ describe("the files", () => {
       Fs.unlinkSync(second.daemon.socketPath)
       third.shim.hangUp()
       yield* third.daemon.child.stop()
+      Fs.rmSync(`${third.daemon.socketPath}.state`, { recursive: true })
       const again = yield* start([], { spool, directory: third.directory })
       yield* eventually(again.daemon, "the dead one's removal", () => !Fs.existsSync(second.own.path))
-      assert.deepStrictEqual(again.own.files(), [])
+      yield* eventually(again.daemon, "the removal of its own", () => again.own.files().length === 0)
       assert.isAbove(first.own.size(), 2 * mebibyte)
       first.shim.resume()
       yield* whole(first.shim, first.size, 0)
