@@ -7,8 +7,8 @@
 # was broken, an input took more than 5 s or memory went above 1 GiB: that input is then in .cache/fuzz/. Where this machine
 # cannot run it, it says so in a line that begins with SKIP and ends with 77, or with 0 for --skip-ok.
 #
-# The fuzzer's binary needs a newer C library than many a host has, so it runs in a Debian 13 of its own, which is made once,
-# in .cache/trixie. That takes root, apt and a minute.
+# The fuzzer's binary needs a newer C library than many a host has, so it runs in a Debian 13 of its own, which
+# scripts/debian13.sh makes once, in .cache/trixie.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/node_modules/.bin:$PATH"
@@ -40,28 +40,9 @@ log=$cache/setup.log
 command -v esbuild > /dev/null || skip "node_modules is missing: run make first"
 mkdir -p $cache/corpus
 
-if [ ! -d $root ]; then
-  command -v apt-get > /dev/null || skip "no apt-get"
-  if ! command -v debootstrap > /dev/null; then
-    echo "installing debootstrap"
-    { apt-get update -q && apt-get install -q -y --no-install-recommends debootstrap; } > $log 2>&1 ||
-      skip "debootstrap is missing and cannot be installed, see $log"
-  fi
-  # where this host's own packages come from, updates aside
-  mirrors=$(apt-get indextargets --format '$(RELEASE) $(REPO_URI)' 'Created-By: Packages' |
-    grep -v '^[^ ]*-' | cut -d' ' -f2 | sort -u) || true
-  part=$root.part
-  for mirror in $mirrors; do
-    echo "making a Debian 13 in $root"
-    rm -rf --one-file-system $part
-    if debootstrap --variant=minbase trixie $part "$mirror" > $log 2>&1; then
-      rm -rf $part/var/cache/apt/archives/*.deb $part/var/lib/apt/lists/*
-      mv $part $root
-      break
-    fi
-  done
-  [ -d $root ] || skip "debootstrap cannot make a Debian 13, see $log"
-fi
+status=0
+said=$(scripts/debian13.sh $log) || status=$?
+[ $status -eq 0 ] || skip "$said"
 
 # its lock is made as cc-proxy's own is: npm install --package-lock-only, then scripts/complete-lock.mjs
 mkdir -p $work
