@@ -310,7 +310,7 @@ export const layerPredecessor = (
       inherited: Array.from({ length: predecessor.count - 1 }, (_, index) => firstDescriptor + 1 + index),
       receive: () => {
         tell(`B ${CC_PROXY_VERSION}\n`)
-        if (hears() !== written) return undefined
+        if (hears() !== written) process.exit(0) // it has gone before: whoever comes after it is another one
         const { size } = Fs.fstatSync(snapshotDescriptor)
         const snapshot = new Uint8Array(size)
         for (let at = 0; at < size;) at += Fs.readSync(snapshotDescriptor, snapshot, at, size - at, at)

@@ -46,7 +46,7 @@ export class Predecessor extends Context.Service<
   {
     /** Its pid, if this process was started to take its place. */
     readonly pid: number | undefined
-    /** Tells it that this process is ready, and returns once it has written its snapshot; nothing where it has gone before. */
+    /** Tells it that this process is ready, and returns once it has written its snapshot; where it goes before, this process ends. */
     readonly receive: () => Uint8Array | undefined
     /** Connections that came along, its own or those that the service manager has kept, in any order. */
     readonly inherited: ReadonlyArray<number>
