@@ -26,6 +26,10 @@ export interface StdinRule {
  */
 export const tailWait = 20
 
+/** The same after one daemon has taken another's place, and how long it is so, in milliseconds: what shims had sent meanwhile is yet to be read. */
+export const resumedTailWait = 500
+export const resumedFor = 5000
+
 /**
  * C agent: it buffers 512 bytes per process and drops what does not fit; a message over 4,096 bytes crashes it.
  * Go agent: it dies of a header that straddles a 4,096-byte boundary of what QEMU reads, so messages are 1,024 bytes in all,

@@ -24,13 +24,28 @@ export class StdinWriter {
   readonly #tails = new Set<Session>()
   #waiting = false
   #writing = false
+  #tailWait: number = Agent.tailWait
 
-  /** `debug`: whether stdin is dumped to the log. `run` runs effects for as long as the VM lives. */
-  constructor(wire: Wire, ctl: CtlChannel, debug: boolean, run: (effect: Effect.Effect<void>) => void) {
+  /** `resumed`: an earlier daemon has written to the agent before. `debug`: whether stdin is dumped to the log. `run` runs effects for as long as the VM lives. */
+  constructor(
+    wire: Wire,
+    ctl: CtlChannel,
+    debug: boolean,
+    run: (effect: Effect.Effect<void>) => void,
+    resumed = false
+  ) {
     this.#wire = wire
     this.#ctl = ctl
     this.#debug = debug
     this.#run = run
+    if (!resumed) return
+    this.#tailWait = Agent.resumedTailWait
+    run(
+      Effect.andThen(
+        Effect.sleep(Agent.resumedFor),
+        Effect.sync(() => (this.#tailWait = Agent.tailWait))
+      )
+    )
   }
 
   /** `session` may have stdin to send: sends it now, or as soon as the agent keeps up. */
@@ -117,7 +132,7 @@ export class StdinWriter {
     for (let seen: number | undefined; session.waitsForMore() !== seen;) {
       seen = session.waitsForMore()
       if (seen === undefined) return false
-      yield* Effect.sleep(Agent.tailWait)
+      yield* Effect.sleep(this.#tailWait)
     }
     return true
   }

@@ -198,7 +198,7 @@ export class Vm implements Owner, Handlers, Recorded {
     const { inode, manager, run, settings, span } = this.#around
     this.#connection = connection
     this.#carryBooting = undefined
-    this.#stdin = new StdinWriter(connection.input, connection.ctl, settings.debug, run)
+    this.#stdin = new StdinWriter(connection.input, connection.ctl, settings.debug, run, kept)
     span.attribute("ready", true)
     const descriptors = connection.descriptors()
     const inodes = descriptors.flatMap((descriptor) => inode(descriptor) ?? [])

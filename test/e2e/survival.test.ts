@@ -20,11 +20,5 @@ describe.skipIf(!hasCompiler)(`daemons that follow each other under load (seed $
     )
 
     it.effect("by deaths mix nothing up, and lose nothing but what the log admits", () => run(["kill"]), timeout)
-
-    it.effect(
-      "by all of them, deaths within hand-overs too, give each shim a status",
-      () => run(["handOver", "stop", "kill", "killedOver"], ["-outbox", "64KiB"]),
-      timeout
-    )
   })
 })

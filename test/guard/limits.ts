@@ -126,7 +126,7 @@ const size: Rows<Size> = {
 
 const instructions: Rows<InstructionsReport> = {
   "a command costs": about(155_315, "instructions", ({ command }) => command, cpu),
-  "a VM's life costs": about(2_955_000, "instructions", ({ life }) => life, cpu),
+  "a VM's life costs": about(3_403_834, "instructions", ({ life }) => life, cpu),
   "a message of stdout costs": about(5282, "instructions", ({ output }) => output, cpu),
   "a message of stdout costs, 16 sessions in turn,": about(
     14_100,
