@@ -9,7 +9,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as FiberSet from "effect/FiberSet"
 import * as Layer from "effect/Layer"
-import { ServiceManager } from "../services/ServiceManager.ts"
+import { none, ServiceManager } from "../services/ServiceManager.ts"
 
 export type Environment = Readonly<Record<string, string | undefined>>
 
@@ -73,21 +73,11 @@ const failure = (status: number | null, signal: NodeJS.Signals | null, said: str
 
 const reasonOf = (cause: unknown): string => (cause instanceof Error ? cause.message : String(cause))
 
-const nobody = ServiceManager.of({
-  keeps: false,
-  ready: Effect.void,
-  keep: () => Effect.void,
-  forget: () => Effect.void,
-  keepAll: () => false,
-  release: Effect.void,
-  follow: () => {}
-})
-
 export const layer = ({ environment: own, timeout = 2000 }: Options): Layer.Layer<ServiceManager> =>
   Layer.effect(
     ServiceManager,
     Effect.gen(function* () {
-      if (own["NOTIFY_SOCKET"] === undefined || own["NOTIFY_SOCKET"] === "") return nobody
+      if (own["NOTIFY_SOCKET"] === undefined || own["NOTIFY_SOCKET"] === "") return none
       const { spawn, spawnSync } = yield* Effect.promise(() => import("node:child_process"))
       const run = yield* FiberSet.makeRuntime()
       const options = { env: environment(own), timeout, killSignal: "SIGKILL" } as const

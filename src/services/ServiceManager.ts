@@ -3,7 +3,7 @@
  * needs to be told.
  */
 import * as Context from "effect/Context"
-import type * as Effect from "effect/Effect"
+import * as Effect from "effect/Effect"
 
 /** What kind of connection a kept descriptor is. */
 export type Kept = "vm" | "client"
@@ -27,3 +27,14 @@ export class ServiceManager extends Context.Service<
     readonly follow: (pid: number) => void
   }
 >()("cc-proxy/services/ServiceManager") {}
+
+/** Without one: nothing is kept, and nobody needs to be told. */
+export const none = ServiceManager.of({
+  keeps: false,
+  ready: Effect.void,
+  keep: () => Effect.void,
+  forget: () => Effect.void,
+  keepAll: () => false,
+  release: Effect.void,
+  follow: () => {}
+})

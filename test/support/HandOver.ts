@@ -14,7 +14,7 @@ import { Deadlines } from "../../src/services/Deadlines.ts"
 import { Hyperstart } from "../../src/services/Hyperstart.ts"
 import { type Arrival, Listener, type ListenError } from "../../src/services/Listener.ts"
 import * as Proxy from "../../src/services/Proxy.ts"
-import { ServiceManager } from "../../src/services/ServiceManager.ts"
+import { none, ServiceManager } from "../../src/services/ServiceManager.ts"
 import { Sessions } from "../../src/services/Sessions.ts"
 import { defaults, Settings } from "../../src/services/Settings.ts"
 import { Spool, SpoolFiles } from "../../src/services/Spool.ts"
@@ -154,7 +154,7 @@ const makeWorld = Effect.fnUntraced(function* (settings: Settings) {
         finish: (carried) => MemoryWire.adopt(carried).close()
       }),
       Layer.succeed(ServiceManager, {
-        ...Host.unmanaged,
+        ...none,
         ready: Effect.sync(() => {
           life.serving = true
           changed.notify()

@@ -1,22 +1,11 @@
 /** What stands around the daemon: no service manager, no daemon before it, and none that comes after it, unless a test says so. */
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import { ServiceManager } from "../../src/services/ServiceManager.ts"
+import { none, ServiceManager } from "../../src/services/ServiceManager.ts"
 import { Predecessor, Successor, SuccessorError } from "../../src/services/Successor.ts"
 import { Descriptors } from "../../src/services/Wire.ts"
 import { MemoryState } from "./MemoryState.ts"
 import * as MemoryWire from "./MemoryWire.ts"
-
-/** Nothing is kept. */
-export const unmanaged = ServiceManager.of({
-  keeps: false,
-  ready: Effect.void,
-  keep: () => Effect.void,
-  forget: () => Effect.void,
-  keepAll: () => false,
-  release: Effect.void,
-  follow: () => {}
-})
 
 /** Nobody asks for a hand-over. */
 export const alone = Successor.of({
@@ -47,6 +36,6 @@ export const layer = Layer.mergeAll(
   MemoryState.layer,
   MemoryWire.layerReading,
   Layer.succeed(Predecessor, first),
-  Layer.succeed(ServiceManager, unmanaged),
+  Layer.succeed(ServiceManager, none),
   Layer.succeed(Successor, alone)
 )
